@@ -1,0 +1,1 @@
+"""Sentinel-2 tiles to a cube of patches at several dates."""

@@ -1,0 +1,1 @@
+"""Where scenes come from: one Catalogue a module."""
