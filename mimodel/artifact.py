@@ -1,0 +1,289 @@
+"""A trained model as a folder that anyone can load: weights, what they mean, and checksums.
+
+    artifact/model.safetensors   weights; the specification is JSON in its metadata
+    artifact/README.md           the model card
+    artifact/SHA256SUMS          of both
+
+No pickle is read or written. Pixels come in as reflectance; the artifact selects bands by name and
+normalises, so that its users cannot do it differently.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, final
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from mimodel.errors import ArtifactError, InputError
+from mimodel.networks import (
+    Classifier,
+    Encoded,
+    Encoder,
+    EncoderSpec,
+    GlobalStatistics,
+    LocalStatistics,
+    inference_dtype,
+)
+from mimodel.normalisation import Normalisation, select_bands
+
+SCHEMA_VERSION = 1
+_MODEL, _CARD, _SUMS = "model.safetensors", "README.md", "SHA256SUMS"
+_METADATA_KEY = "crossmi"
+_CHUNK = 32
+"""Images an eager forward pass takes at a time; larger ones fall out of the cache."""
+
+Reflectance = npt.NDArray[np.floating]
+
+
+class HeadSpec(BaseModel):
+    """A classifier of Table 7 on a representation: its class names and its hidden width."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    classes: tuple[str, ...]
+    hidden: int
+    representation: str = "shared"
+
+
+class ArtifactSpec(BaseModel):
+    """What the weights mean. Unknown fields are refused: they would be meaning that is lost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    encoder: EncoderSpec
+    normalisation: Normalisation
+    representations: dict[str, int]
+    alpha: float
+    """Weight of the global terms of equation 5, in training and in similarity alike."""
+    beta: float
+    """Weight of the local terms."""
+    heads: dict[str, HeadSpec] = {}
+    provenance: dict[str, str] = {}
+    """Where it comes from: data and its digest, commit, iterations, versions."""
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the bands that the encoder reads, in its order."""
+        return self.normalisation.bands
+
+    @property
+    def patch_size(self) -> int:
+        """Side of the square patch that the encoder reads, in pixels."""
+        return self.encoder.image_size[0]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """Frozen networks with their specification, ready to embed, classify and compare."""
+
+    spec: ArtifactSpec
+    digest: str
+    """SHA-256 of model.safetensors, hexadecimal."""
+    encoder: Encoder
+    global_statistics: GlobalStatistics
+    local_statistics: LocalStatistics
+    heads: Mapping[str, Classifier]
+
+    @property
+    def id(self) -> str:
+        """Short name: the run's name and the beginning of the digest."""
+        return f"{self.spec.name}-{self.digest[:12]}"
+
+    @classmethod
+    def load(cls, folder: Path) -> "Artifact":
+        """Read and verify an artifact; every kind of damage is an `ArtifactError`."""
+        data = _verified_bytes(folder)
+        try:
+            header = int.from_bytes(data[:8], "little")
+            metadata = json.loads(data[8 : 8 + header])["__metadata__"]
+            text = metadata[_METADATA_KEY]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{folder / _MODEL} holds no crossmi specification") from error
+        spec = _parse_spec(folder, text)
+        networks = _Networks(spec)
+        try:
+            networks.load_state_dict(safetensors.torch.load(data))
+        except (SafetensorError, RuntimeError) as error:
+            raise ArtifactError(f"the weights in {folder} do not fit their specification") from error
+        return _assemble(spec, hashlib.sha256(data).hexdigest(), networks)
+
+    def embed(
+        self, reflectance: Reflectance, bands: Sequence[str] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Shared representations (N, dim) of patches (N, band, 64, 64) of reflectance.
+
+        NaN is no data and counts as its band's mean. `bands` names the bands given, in any order;
+        None says they are the artifact's. Patches that do not fit are an `InputError`.
+        """
+        images = self.network_input(reflectance, bands)
+        return np.concatenate(
+            [np.zeros((0, self.spec.encoder.representation), np.float32)]
+            + [
+                self.encode(images[start : start + _CHUNK]).representation.float().numpy()
+                for start in range(0, len(images), _CHUNK)
+            ]
+        )
+
+    def classify(
+        self,
+        reflectance: Reflectance,
+        bands: Sequence[str] | None = None,
+        head: str | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Class probabilities (N, class) of patches, by the named head or the only one."""
+        network = self.heads[self.head_name(head)]
+        with torch.inference_mode():
+            logits = network(torch.from_numpy(self.embed(reflectance, bands)))
+            return cast(npt.NDArray[np.float32], logits.softmax(1).numpy())
+
+    def head_name(self, head: str | None = None) -> str:
+        """The name of the head to use: the one asked for, or the only one there is."""
+        names = ", ".join(sorted(self.heads)) or "none"
+        if head is None and len(self.heads) == 1:
+            return next(iter(self.heads))
+        if head is None or head not in self.heads:
+            raise InputError(
+                f"this model has no head {head!r}; it has: {names}"
+                if head
+                else f"say which head to classify with; this model has: {names}"
+            )
+        return head
+
+    def network_input(self, reflectance: Reflectance, bands: Sequence[str] | None) -> Tensor:
+        """Normalised patches (N, band, 64, 64) in the encoder's memory layout, checked."""
+        size = self.spec.patch_size
+        if reflectance.ndim != 4 or reflectance.shape[2:] != (size, size):
+            raise InputError(
+                f"expected patches of shape (N, band, {size}, {size}), got {reflectance.shape}"
+            )
+        chosen = select_bands(self.spec.bands, bands, reflectance, axis=1)
+        if np.isinf(chosen).any():
+            raise InputError("reflectance is infinite somewhere; mark missing pixels as NaN")
+        images = torch.from_numpy(self.spec.normalisation(cast(Reflectance, chosen)))
+        return images.contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Encoded:
+        """Feature maps and representations of normalised patches, on the CPU."""
+        with inference_autocast():
+            encoded: Encoded = self.encoder(images)
+            return encoded
+
+    def save(self, folder: Path, card: str) -> "Artifact":
+        """Write the artifact with `card` as its model card; `folder` is replaced as a whole."""
+        networks = _Networks(self.spec)
+        networks.encoder = self.encoder
+        networks.global_statistics = self.global_statistics
+        networks.local_statistics = self.local_statistics
+        networks.heads = nn.ModuleDict(dict(self.heads))
+        return save_artifact(folder, self.spec, networks.state_dict(), card)
+
+
+def save_artifact(
+    folder: Path, spec: ArtifactSpec, state: Mapping[str, Tensor], card: str
+) -> Artifact:
+    """Write weights (`encoder.*`, `global_statistics.*`, `local_statistics.*`, `heads.NAME.*`).
+
+    The folder appears complete or not at all; one that is there is replaced.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    data = safetensors.torch.save(weights, {_METADATA_KEY: spec.model_dump_json()})
+    files = {_MODEL: data, _CARD: card.encode()}
+    sums = "".join(f"{hashlib.sha256(body).hexdigest()}  {name}\n" for name, body in files.items())
+    building = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    for name, body in {**files, _SUMS: sums.encode()}.items():
+        (building / name).write_bytes(body)
+    if folder.exists():
+        replaced = folder.with_name(f".{folder.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        folder.rename(replaced)
+        building.rename(folder)
+        shutil.rmtree(replaced)
+    else:
+        building.rename(folder)
+    return Artifact.load(folder)
+
+
+def inference_autocast() -> torch.autocast:
+    """The arithmetic of every frozen network on the CPU: bfloat16 where the processor has it."""
+    dtype = inference_dtype(torch.device("cpu"))
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
+
+
+@final
+class _Networks(nn.Module):
+    """The modules of an artifact under the names that its tensors carry."""
+
+    def __init__(self, spec: ArtifactSpec) -> None:
+        super().__init__()
+        self.encoder = Encoder(spec.encoder)
+        self.global_statistics = GlobalStatistics(spec.encoder)
+        self.local_statistics = LocalStatistics(spec.encoder)
+        self.heads = nn.ModuleDict(
+            {
+                name: Classifier(
+                    spec.representations[head.representation], len(head.classes), head.hidden
+                )
+                for name, head in spec.heads.items()
+            }
+        )
+
+
+def _assemble(spec: ArtifactSpec, digest: str, networks: _Networks) -> Artifact:
+    networks.eval().requires_grad_(False)
+    networks.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    heads = cast(Mapping[str, Classifier], dict(networks.heads.items()))
+    return Artifact(
+        spec, digest, networks.encoder, networks.global_statistics, networks.local_statistics, heads
+    )
+
+
+def _verified_bytes(folder: Path) -> bytes:
+    """Content of model.safetensors, after every file of SHA256SUMS was compared with its digest."""
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is not a folder; an artifact is made by `mimodel train`")
+    try:
+        sums = (folder / _SUMS).read_text().splitlines()
+        expected = {name: digest for digest, name in (line.split("  ", 1) for line in sums)}
+        contents = {name: (folder / name).read_bytes() for name in (_MODEL, _CARD)}
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder} is not a whole artifact ({error}); it holds {_MODEL}, {_CARD} and {_SUMS}"
+        ) from error
+    for name, body in contents.items():
+        if expected.get(name) != hashlib.sha256(body).hexdigest():
+            raise ArtifactError(
+                f"{folder / name} does not have the digest that {_SUMS} states: it was damaged or "
+                "changed; copy the artifact again or train it anew"
+            )
+    return contents[_MODEL]
+
+
+def _parse_spec(folder: Path, text: str) -> ArtifactSpec:
+    try:
+        fields: Any = json.loads(text)
+        version = fields.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{folder} has schema version {version!r}, this program reads {SCHEMA_VERSION}; "
+                "use the version of crossmi that made it, or train anew"
+            )
+        return ArtifactSpec.model_validate(fields)
+    except (ValidationError, AttributeError, ValueError) as error:
+        raise ArtifactError(f"the specification in {folder} is not valid: {error}") from error

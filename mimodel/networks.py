@@ -1,0 +1,227 @@
+"""The networks of the supplement of Sanchez et al. 2019, Tables 7 to 10, built from one EncoderSpec.
+
+Settled where the tables are silent: LeakyReLU has a slope of 0.2, activations follow BatchNorm, and
+"the output of Conv k" is taken after both.
+
+The first layer of a statistics network is linear in its two inputs, so
+W [f; z] = W_f f + W_z z. The networks are written in this factored form: the feature side is worked
+out once for the joint and the product term, and the tiled copy of z never exists.
+"""
+
+import math
+from typing import NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+LEAKY_SLOPE = 0.2
+
+
+class ConvSpec(BaseModel):
+    """One convolution of an encoder; LeakyReLU follows, after BatchNorm where there is one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: int
+    kernel: int = 4
+    stride: int = 2
+    batch_norm: bool = True
+
+
+class EncoderSpec(BaseModel):
+    """What an encoder is built from, in training and in an artifact alike."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    in_channels: int
+    image_size: tuple[int, int]
+    convolutions: tuple[ConvSpec, ...]
+    representation: int = 64
+
+    @classmethod
+    def table8(
+        cls, in_channels: int, image_size: tuple[int, int] = (64, 64), representation: int = 64
+    ) -> "EncoderSpec":
+        """Tables 8 and 14: the encoder for images of 64x64 (3D Shapes, Sentinel-2) and 64x256."""
+        return cls(
+            in_channels=in_channels,
+            image_size=image_size,
+            convolutions=(
+                ConvSpec(channels=64, stride=1, batch_norm=False),
+                ConvSpec(channels=128),
+                ConvSpec(channels=256),
+                ConvSpec(channels=512),
+            ),
+            representation=representation,
+        )
+
+    @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the last convolution's output."""
+        height, width = self.image_size
+        for conv in self.convolutions:
+            height = (height - conv.kernel) // conv.stride + 1
+            width = (width - conv.kernel) // conv.stride + 1
+        return self.convolutions[-1].channels, height, width
+
+
+class Encoded(NamedTuple):
+    """An encoder's two outputs: C(x) of equation 4, and the representation."""
+
+    feature_map: Float[Tensor, "batch channel row col"]
+    representation: Float[Tensor, "batch dim"]
+
+
+@final
+class Encoder(nn.Module):
+    """Table 8: convolutions, then one dense layer without activation."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        layers: list[nn.Module] = []
+        channels = spec.in_channels
+        for conv in spec.convolutions:
+            # A bias before BatchNorm is subtracted again with the mean, so there is none.
+            layers.append(
+                nn.Conv2d(
+                    channels, conv.channels, conv.kernel, conv.stride, bias=not conv.batch_norm
+                )
+            )
+            if conv.batch_norm:
+                layers.append(nn.BatchNorm2d(conv.channels))
+            layers.append(nn.LeakyReLU(LEAKY_SLOPE))
+            channels = conv.channels
+        self.convolutions = nn.Sequential(*layers)
+        self.output = nn.Linear(math.prod(spec.feature_shape), spec.representation)
+
+    def forward(self, image: Float[Tensor, "batch band row col"]) -> Encoded:
+        feature_map = self.convolutions(image)
+        return Encoded(feature_map, self.output(feature_map.flatten(1)))
+
+
+@final
+class SplitLinear(nn.Module):
+    """A dense layer on a concatenation [f; z], as two layers whose sum it is.
+
+    Weights are drawn as those of the one layer would be. The bias is on the side of z.
+    """
+
+    def __init__(self, features: int, representation: int, out: int) -> None:
+        super().__init__()
+        self.feature = nn.Linear(features, out, bias=False)
+        self.representation = nn.Linear(representation, out)
+        bound = 1 / math.sqrt(features + representation)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+
+def _dense_head(width: int) -> nn.Sequential:
+    """From the sum of a first layer's two sides to T: the last two layers of Tables 9 and 10."""
+    return nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+
+@final
+class GlobalStatistics(nn.Module):
+    """Table 9: T on a whole feature map and a representation.
+
+    `feature_side` and `representation_side` may be broadcast against each other before `score`, so
+    that many pairs cost one evaluation of each side.
+    """
+
+    def __init__(self, spec: EncoderSpec, width: int = 512) -> None:
+        super().__init__()
+        channels, height, width_px = spec.feature_shape
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels, 64, 3), nn.ReLU(), nn.Conv2d(64, 32, 3), nn.Flatten()
+        )
+        flat = 32 * (height - 4) * (width_px - 4)
+        self.first = SplitLinear(flat, spec.representation, width)
+        self.head = _dense_head(width)
+
+    def feature_side(
+        self, feature_map: Float[Tensor, "batch channel row col"]
+    ) -> Float[Tensor, "batch width"]:
+        side: Tensor = self.first.feature(self.convolutions(feature_map))
+        return side
+
+    def representation_side(
+        self, representation: Float[Tensor, "batch dim"]
+    ) -> Float[Tensor, "batch width"]:
+        side: Tensor = self.first.representation(representation)
+        return side
+
+    def score(
+        self, feature: Float[Tensor, "*#batch width"], representation: Float[Tensor, "*#batch width"]
+    ) -> Float[Tensor, "*batch"]:
+        score: Tensor = self.head(feature + representation)
+        return score.squeeze(-1)
+
+
+@final
+class LocalStatistics(nn.Module):
+    """Table 10: T on each position of a feature map and a representation.
+
+    The 1x1 convolutions are written as dense layers over channels-last positions.
+    """
+
+    def __init__(self, spec: EncoderSpec, width: int = 512) -> None:
+        super().__init__()
+        self.first = SplitLinear(spec.feature_shape[0], spec.representation, width)
+        self.head = _dense_head(width)
+
+    def feature_side(
+        self, feature_map: Float[Tensor, "batch channel row col"]
+    ) -> Float[Tensor, "batch position width"]:
+        side: Tensor = self.first.feature(feature_map.permute(0, 2, 3, 1).flatten(1, 2))
+        return side
+
+    def representation_side(
+        self, representation: Float[Tensor, "batch dim"]
+    ) -> Float[Tensor, "batch 1 width"]:
+        side: Tensor = self.first.representation(representation).unsqueeze(1)
+        return side
+
+    def score(
+        self,
+        feature: Float[Tensor, "*#batch position width"],
+        representation: Float[Tensor, "*#batch 1 width"],
+    ) -> Float[Tensor, "*batch position"]:
+        score: Tensor = self.head(feature + representation)
+        return score.squeeze(-1)
+
+
+StatisticsNetwork = GlobalStatistics | LocalStatistics
+
+
+@final
+class Classifier(nn.Module):
+    """Table 7: the classifier that reads a frozen representation; its output are logits.
+
+    The table's softmax is part of the cross-entropy (and of `Artifact.classify`), not of the network.
+    """
+
+    def __init__(self, representation: int, classes: int, hidden: int = 32) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(representation, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, classes),
+            nn.BatchNorm1d(classes),
+            nn.ReLU(),
+            nn.Linear(classes, classes),
+        )
+
+    def forward(self, representation: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch class"]:
+        logits: Tensor = self.layers(representation)
+        return logits
+
+
+def inference_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32

@@ -1,0 +1,52 @@
+"""The equations of Sanchez, Serrurier and Ortner 2019, as pure functions of tensors.
+
+T stands for the output of a statistics network, on draws of the joint distribution ("joint") or of
+the product of the marginals ("product"). Information is in nats.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Generator, Tensor
+from torch.nn.functional import softplus
+
+
+def joint_term(joint: Float[Tensor, "*joint"]) -> Float[Tensor, "*joint"]:
+    """-log(1 + exp(-T)), the term of equation 2 on the joint distribution, before its expectation."""
+    return -softplus(-joint.float())
+
+
+def jsd_mutual_information(
+    joint: Float[Tensor, "*joint"], product: Float[Tensor, "*product"]
+) -> Float[Tensor, ""]:
+    """Jensen-Shannon estimate of I(X; Z), equation 2.
+
+    `joint` is T(x, z) on draws from p(x, z); `product` is T(x', z) on draws from p(x)p(z); any
+    shapes, since the expectation runs over batch and positions alike (equations 3 and 4). The
+    estimate never exceeds 2 JSD(p(x, z) || p(x)p(z)) - 2 log 2, so it is at most 0.
+    """
+    return joint_term(joint).mean() - softplus(product.float()).mean()
+
+
+def representation_distance(
+    s_x: Float[Tensor, "batch dim"], s_y: Float[Tensor, "batch dim"]
+) -> Float[Tensor, ""]:
+    """Mean absolute difference of paired representations, equation 6.
+
+    The paper leaves open whether the L1 norm is summed or averaged over the dimensions; averaging
+    is ours (summing lets this term drown the others at 64 dimensions).
+    """
+    return (s_x.float() - s_y.float()).abs().mean()
+
+
+def derangement(size: int, generator: Generator) -> Int64[Tensor, "size"]:
+    """A uniformly random permutation without fixed points: it pairs each item with another one.
+
+    With it, draws of the joint distribution become draws of the product of the marginals, and no
+    true pair is ever taken for a negative. About one permutation in e is one, whatever the size.
+    """
+    if size < 2:
+        raise ValueError(f"a batch of {size} has no negatives; at least 2 pairs are needed")
+    while True:
+        order = torch.randperm(size, generator=generator)
+        if not bool((order == torch.arange(size)).any()):
+            return order
