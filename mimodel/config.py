@@ -1,0 +1,167 @@
+"""What a run is, as YAML: the data, the method, the training. The only reader of YAML."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mimodel.data.pairs import PairSource
+from mimodel.errors import ConfigError
+from mimodel.methods.base import Method
+from mimodel.networks import EncoderSpec
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CubeConfig(_Model):
+    """Pairs of dates from a Sentinel-2 cube made by `s2pairs build`."""
+
+    name: Literal["sentinel2"]
+    cube: Path
+    bands: tuple[str, ...] | None = None
+    """Bands by name, in the network's order; none named: all of the cube's."""
+    min_valid: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """A date of a place counts from this fraction of valid pixels on. Ours."""
+    memory_gb: Annotated[float, Field(ge=0)] = 6.0
+    """A training split up to this size is held in memory; a larger one is read batch by batch."""
+
+    def open(self, seed: int) -> PairSource:
+        from mimodel.data.sentinel2 import CubePairs
+
+        return CubePairs(
+            self.cube,
+            bands=self.bands,
+            min_valid=self.min_valid,
+            memory_gb=self.memory_gb,
+            seed=seed,
+        )
+
+
+class EuroSatConfig(_Model):
+    """Pairs of simulated acquisitions of EuroSAT RGB images; see `mimodel.data.eurosat`."""
+
+    name: Literal["eurosat"]
+    archive: Path
+    gain: Annotated[float, Field(ge=1)] = 1.3
+    band_gain: Annotated[float, Field(ge=1)] = 1.1
+    haze: Annotated[float, Field(ge=0)] = 0.05
+    shift: Annotated[int, Field(ge=0, le=32)] = 8
+
+    def open(self, seed: int) -> PairSource:
+        from mimodel.data.eurosat import EuroSatPairs
+
+        return EuroSatPairs(
+            self.archive,
+            gain=self.gain,
+            band_gain=self.band_gain,
+            haze=self.haze,
+            shift=self.shift,
+            seed=seed,
+        )
+
+
+class SharedStageConfig(_Model):
+    """The shared stage; coefficients of the supplement, section 1.4."""
+
+    name: Literal["infomax-shared"]
+    alpha: float = 0.5
+    beta: float = 1.0
+    gamma: float = 0.1
+    representation: Annotated[int, Field(ge=1)] = 64
+    switched: bool = True
+    """False is the ablation "non-SSR" of Table 6."""
+
+    def build(self, bands: int, image_size: tuple[int, int]) -> Method:
+        from mimodel.methods.infomax import SharedStage
+
+        return SharedStage(
+            EncoderSpec.table8(bands, image_size, self.representation),
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            switched=self.switched,
+        )
+
+
+class TrainingConfig(_Model):
+    """The loop. Adam with the supplement's learning rate and momenta; what it leaves open is ours."""
+
+    iterations: Annotated[int, Field(ge=1)] = 200_000
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto is bfloat16 autocast where the hardware multiplies it natively."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads of a CPU run; none named: all cores. One thread makes a run repeatable bit by bit."""
+    log_every: Annotated[int, Field(ge=1)] = 50
+    checkpoint_every: Annotated[int, Field(ge=1)] = 500
+
+
+DataConfig = Annotated[CubeConfig | EuroSatConfig, Field(discriminator="name")]
+
+
+class RunConfig(_Model):
+    """One training run, as it is written into its folder."""
+
+    data: DataConfig
+    method: SharedStageConfig
+    training: TrainingConfig = TrainingConfig()
+
+
+def load_config(files: Iterable[Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """Merge YAML files, then `key.key=value` overrides, and check the whole.
+
+    Later files win field by field. Everything wrong is a `ConfigError` that names the field.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        _merge(merged, _read(file))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r} is not an override; expected training.iterations=1000")
+        _merge(merged, _nested(key.strip().split("."), yaml.safe_load(value)))
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise ConfigError(f"the configuration is not valid: {problems}") from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the configuration {file}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} is not a mapping; expected keys such as data, method, training")
+    return content
+
+
+def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return dict(value)
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value

@@ -1,0 +1,50 @@
+"""What training asks of a data set: batches of pairs, by step."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mimodel.normalisation import Normalisation
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """Two images of each of some places, normalised; row i of x and of y show the same place."""
+
+    x: Float[Tensor, "batch band row col"]
+    y: Float[Tensor, "batch band row col"]
+
+
+class PairSource(Protocol):
+    """A data set of pairs.
+
+    `batch` is a function of the step alone (and of the seed the source was made with): a resumed
+    run sees the very batches that an uninterrupted one would have seen.
+    """
+
+    @property
+    def normalisation(self) -> Normalisation: ...
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What the pairs are, for the artifact's provenance."""
+        ...
+
+    def batch(self, step: int, size: int) -> PairBatch: ...
+
+
+def prefetched(source: PairSource, steps: range, size: int) -> Iterator[PairBatch]:
+    """The batches of `steps` in order, each made in a thread while the one before is used."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairs") as pool:
+        upcoming = None
+        for step in steps:
+            current = upcoming or pool.submit(source.batch, step, size)
+            upcoming = pool.submit(source.batch, step + 1, size) if step + 1 in steps else None
+            yield current.result()

@@ -1,0 +1,224 @@
+"""Sentinel-2 cubes as pairs of dates, and as labelled patches. The only adapter that knows s2pairs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from s2pairs.bands import reflectance_from_stored
+from s2pairs.cube import Cube, open_cube
+from s2pairs.errors import S2PairsError
+
+from mimodel.data.pairs import PairBatch
+from mimodel.errors import DataError
+from mimodel.normalisation import Normalisation
+
+Stored = npt.NDArray[np.uint16]
+_NORMALISATION_PATCHES = 1024
+_READ_PATCHES = 256
+
+
+def read_cube(path: Path) -> Cube:
+    """`s2pairs.cube.open_cube`, with its errors as this package's."""
+    try:
+        return open_cube(path)
+    except S2PairsError as error:
+        raise DataError(str(error)) from error
+
+
+def usable_dates(cube: Cube, min_valid: float) -> npt.NDArray[np.bool_]:
+    """(patch, date): enough valid pixels to be seen."""
+    return np.asarray(cube.valid_fraction) >= min_valid
+
+
+class CubePairs:
+    """Pairs (same place, two different dates) of one split of a cube.
+
+    Places are drawn without repetition inside a batch, because the same place twice would be a
+    negative that is none; the two dates of a place are drawn uniformly from its usable ones.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        bands: Sequence[str] | None,
+        min_valid: float,
+        memory_gb: float,
+        seed: int,
+        split: str = "train",
+    ) -> None:
+        self.cube = read_cube(path)
+        self.bands = tuple(bands or self.cube.bands)
+        self._band_index = band_indices(self.cube, self.bands)
+        self._seed = seed
+        usable = usable_dates(self.cube, min_valid)
+        in_split = np.asarray(self.cube.split) == split
+        self.places = np.flatnonzero(in_split & (usable.sum(1) >= 2))
+        if len(self.places) < 2:
+            raise DataError(
+                f"{path} has {len(self.places)} places of the {split} split with two dates of at "
+                f"least {min_valid:.0%} valid pixels; build more tiles or regions, or lower "
+                "data.min_valid"
+            )
+        self._dates = [np.flatnonzero(usable[place]) for place in self.places]
+        self._memory = self._load(memory_gb)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return 64, 64
+
+    @cached_property
+    def normalisation(self) -> Normalisation:
+        """Fitted on all dates of up to 1,024 places of this split, drawn by the seed."""
+        rng = np.random.default_rng([self._seed, 0])
+        count = min(_NORMALISATION_PATCHES, len(self.places))
+        chosen = np.sort(rng.choice(len(self.places), count, replace=False))
+        stored = self._stored(chosen)
+        patches = stored.reshape(-1, *stored.shape[2:])
+        return Normalisation.fit(self.bands, reflectance_from_stored(patches))
+
+    @property
+    def description(self) -> dict[str, str]:
+        return {
+            "data": f"Sentinel-2 cube, {len(self.places)} training places, "
+            f"{self.cube.dates} dates, pairs of dates",
+            "data_digest": self.cube.digest,
+            "tiles": " ".join(sorted(set(np.asarray(self.cube.tile).tolist()))),
+            "level": "as the cube's products (L1C: top of atmosphere)",
+        }
+
+    def batch(self, step: int, size: int) -> PairBatch:
+        """`size` pairs, a function of the seed and of `step`."""
+        rng = np.random.default_rng([self._seed, 1, step])
+        chosen = rng.choice(len(self.places), size, replace=size > len(self.places))
+        dates = np.stack([rng.choice(self._dates[place], 2, replace=False) for place in chosen])
+        if self._memory is not None:
+            x, y = (self._memory[chosen, dates[:, side]] for side in (0, 1))
+        else:
+            x, y = (
+                side[:, self._band_index]
+                for side in self.cube.read_pairs(self.places[chosen], dates[:, 0], dates[:, 1])
+            )
+        return PairBatch(self._tensor(x), self._tensor(y))
+
+    def _tensor(self, stored: Stored) -> torch.Tensor:
+        return torch.from_numpy(self.normalisation(reflectance_from_stored(stored)))
+
+    def _load(self, memory_gb: float) -> Stored | None:
+        """The whole split as stored values (place, date, band, row, col) if it fits, else None."""
+        gigabytes = len(self.places) * self.cube.dates * len(self.bands) * 64 * 64 * 2 / 1e9
+        if gigabytes > memory_gb:
+            return None
+        memory = np.empty(
+            (len(self.places), self.cube.dates, len(self.bands), 64, 64), dtype=np.uint16
+        )
+        for start in range(0, len(self.places), _READ_PATCHES):
+            part = self.places[start : start + _READ_PATCHES]
+            memory[start : start + len(part)] = self.cube.read(part)[:, :, self._band_index]
+        return memory
+
+    def _stored(self, chosen: npt.NDArray[np.int64]) -> Stored:
+        if self._memory is not None:
+            return self._memory[chosen]
+        return self.cube.read(self.places[chosen])[:, :, self._band_index]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledPatches:
+    """Patches with a class each, and the place that repeated looks at the same ground share."""
+
+    reflectance: npt.NDArray[np.float32]
+    """(sample, band, row, col), NaN where there is no data."""
+    label: npt.NDArray[np.int64]
+    place: npt.NDArray[np.int64]
+    date: npt.NDArray[np.int64]
+    split: npt.NDArray[np.str_]
+    classes: tuple[str, ...]
+
+
+def labelled_cube(
+    path: Path, labels: Path, *, bands: Sequence[str], min_valid: float, dates: int, seed: int
+) -> LabelledPatches:
+    """Up to `dates` usable dates of each place, with the majority class of its ground.
+
+    `labels` is a folder of categorical rasters, one a tile, named `<tile>.tif`, on the tile's grid;
+    the band tag `classes` is a JSON list of class names by value.
+    """
+    cube = read_cube(path)
+    index = band_indices(cube, bands)
+    rng = np.random.default_rng([seed, 2])
+    usable = usable_dates(cube, min_valid)
+    ground, classes = _majority_classes(cube, labels)
+    samples = [
+        (place, date)
+        for place in range(cube.patches)
+        if ground[place] >= 0
+        for date in np.sort(rng.permutation(np.flatnonzero(usable[place]))[:dates])
+    ]
+    if not samples:
+        raise DataError(f"no place of {path} has a label in {labels} and a usable date")
+    place, date = np.array(samples).T
+    stored = np.concatenate(
+        [
+            cube.read_pairs(place[at : at + 1024], date[at : at + 1024], date[at : at + 1024])[0]
+            for at in range(0, len(place), 1024)
+        ]
+    )[:, index]
+    present = np.unique(ground[place])
+    return LabelledPatches(
+        reflectance=reflectance_from_stored(stored),
+        label=np.searchsorted(present, ground[place]),
+        place=place,
+        date=date,
+        split=np.asarray(cube.split)[place],
+        classes=tuple(classes[value] for value in present),
+    )
+
+
+def band_indices(cube: Cube, bands: Sequence[str]) -> list[int]:
+    """Positions of the bands in the cube; a band that it lacks is an error that says what it has."""
+    missing = [band for band in bands if band not in cube.bands]
+    if missing:
+        raise DataError(
+            f"{cube.path} has no band {', '.join(missing)}; it has {', '.join(cube.bands)}"
+        )
+    return [cube.bands.index(band) for band in bands]
+
+
+def _majority_classes(cube: Cube, labels: Path) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """The most frequent class of each patch (-1 where its tile has no raster), and all class names."""
+    import rasterio
+    from rasterio.windows import from_bounds
+
+    ground = np.full(cube.patches, -1, np.int64)
+    classes: list[str] = []
+    tiles = np.asarray(cube.tile)
+    for tile in np.unique(tiles):
+        file = labels / f"{tile}.tif"
+        if not file.is_file():
+            continue
+        with rasterio.open(file) as raster:
+            named = json.loads(raster.tags(1).get("classes", "[]"))
+            if not named:
+                raise DataError(f"{file} does not name its classes in the band tag 'classes'")
+            if classes and named != classes:
+                raise DataError(f"{file} names other classes than its neighbours in {labels}")
+            classes = named
+            for place in np.flatnonzero(tiles == tile):
+                x, y = cube.x[place], cube.y[place]
+                window = from_bounds(x - 320, y - 320, x + 320, y + 320, raster.transform)
+                values = raster.read(1, window=window.round_offsets().round_lengths())
+                counts = np.bincount(values.ravel(), minlength=len(classes))[: len(classes)]
+                if counts.sum():
+                    ground[place] = int(counts.argmax())
+    if not classes:
+        raise DataError(
+            f"{labels} has no raster for the tiles of {cube.path}; expected files such as "
+            f"{tiles[0]}.tif"
+        )
+    return ground, classes
