@@ -1,0 +1,137 @@
+"""The command `crossmi-service`."""
+
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_LIMITS = {name: field for name, field in Settings.model_fields.items() if name != "api_key"}
+_EPILOG = "\n\n".join(
+    [
+        "Example: crossmi-service --artifact runs/demo/artifact --port 8000",
+        "Limits, with their defaults; CROSSMI_MAX_PATCHES=64 in the environment does the same as "
+        "--limit max_patches=64, which wins:",
+        *(f"{name}={field.default} ({field.description})" for name, field in _LIMITS.items()),
+        "CROSSMI_API_KEY sets a key that clients must send as `Authorization: Bearer KEY`.",
+    ]
+)
+
+
+@app.command(epilog=_EPILOG)
+def serve(
+    artifact: Annotated[Path, typer.Option(help="Folder of a trained model.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Set a limit; repeatable.")
+    ] = None,
+    *,
+    open_to_all: Annotated[
+        bool, typer.Option("--open-to-all", help="Serve beyond loopback without an API key.")
+    ] = False,
+) -> None:
+    """Serve a model over HTTP: embeddings, classes, similarity maps."""
+    signal.signal(signal.SIGTERM, _stop)
+    settings = _settings(limit or [])
+    if settings.api_key is None and not open_to_all and not _is_loopback(host):
+        _refuse(
+            f"{host} can be reached by others: set CROSSMI_API_KEY to a key of at least 16 "
+            "characters, or say --open-to-all"
+        )
+    with _listen(host, port) as listening:
+        _run(artifact, listening, settings)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _run(artifact: Path, listening: socket.socket, settings: Settings) -> None:
+    from service.decode import limit_gdal
+
+    limit_gdal()
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # faults of uploads are no news
+    import uvicorn
+
+    from mimodel.artifact import Artifact
+    from mimodel.errors import ArtifactError
+    from service.app import create_app
+
+    try:
+        loaded = Artifact.load(artifact)
+    except ArtifactError as error:
+        _refuse(str(error))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(loaded, settings),
+            http="h11",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=settings.drain_seconds,
+        )
+    )
+    host, port = listening.getsockname()[:2]
+    at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    typer.echo(f"crossmi-service: {loaded.id} at http://{at}")
+    try:
+        server.run(sockets=[listening])
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _settings(limits: Sequence[str]) -> Settings:
+    given = dict(text.split("=", 1) for text in limits if "=" in text)
+    if len(given) < len(limits) or not given.keys() <= _LIMITS.keys():
+        _refuse(f"--limit takes NAME=VALUE, each name once, of {', '.join(_LIMITS)}")
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        name = str(first["loc"][0])
+        _refuse(
+            f"{name} of --limit or CROSSMI_{name.upper()}: {first['msg']}"
+        )
+
+
+def _stop(*_: object) -> NoReturn:
+    """Before and after uvicorn has its own handler, which drains, SIGTERM is a normal end."""
+    raise SystemExit(os.EX_OK)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The bound socket, so that a port in use is known before the model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        _refuse(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(f"crossmi-service: {message}", err=True)
+    raise typer.Exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The errors of the service and the one table that maps them to HTTP.
+
+Every error leaves as a problem document (RFC 9457). Its text never holds what the client sent
+beyond shapes, types and the names of bands.
+"""
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from mimodel.errors import InputError
+
+PROBLEM_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 2
+
+log = logging.getLogger("crossmi.service")
+
+
+class ServiceError(Exception):
+    """Base of every error that the service raises on purpose."""
+
+
+class UnauthorizedError(ServiceError):
+    """The API key is missing or wrong."""
+
+
+class NotAcceptableError(ServiceError):
+    """The client accepts none of the media types that there are."""
+
+
+class SlowBodyError(ServiceError):
+    """The body did not arrive in time."""
+
+
+class BusyError(ServiceError):
+    """As many requests wait as may wait."""
+
+
+class NotReadyError(ServiceError):
+    """The model is not warmed up yet."""
+
+
+class DecodeError(ServiceError):
+    """Base of what can be wrong with an upload."""
+
+
+class MalformedError(DecodeError):
+    """The bytes are not of the media type that they claim."""
+
+
+class TooLargeError(DecodeError):
+    """The upload, or what it would unpack to, is over a limit."""
+
+
+class UnsupportedMediaError(DecodeError):
+    """The media type, or an encoding inside it, is none that is read here."""
+
+
+class UnfitError(DecodeError):
+    """The pixels can be read, but are not what the model needs."""
+
+
+STATUS: dict[type[Exception], int] = {
+    MalformedError: 400,
+    UnauthorizedError: 401,
+    NotAcceptableError: 406,
+    SlowBodyError: 408,
+    TooLargeError: 413,
+    UnsupportedMediaError: 415,
+    UnfitError: 422,
+    InputError: 422,
+    BusyError: 503,
+    NotReadyError: 503,
+}
+
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_AFTER_SECONDS)}}
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Answer every error of `app` with a problem document."""
+    for error in STATUS:
+        app.add_exception_handler(error, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+def problem(
+    status: int,
+    detail: str,
+    headers: dict[str, str] | None = None,
+    errors: list[dict[str, str]] | None = None,
+) -> JSONResponse:
+    """A problem document; `errors` names the single fields that are wrong."""
+    content: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+    }
+    if errors:
+        content["errors"] = errors
+    return JSONResponse(
+        content, status, {**_HEADERS.get(status, {}), **(headers or {})}, PROBLEM_TYPE
+    )
+
+
+async def _on_error(_: Request, error: Exception) -> JSONResponse:
+    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    return problem(status, str(error))
+
+
+async def _on_validation(_: Request, error: Exception) -> JSONResponse:
+    # Only place and message: the input itself could be large, private, or NaN.
+    assert isinstance(error, RequestValidationError)
+    errors = [
+        {"location": ".".join(map(str, item["loc"][:2])), "message": str(item["msg"])}
+        for item in error.errors()
+    ]
+    named = "; ".join(f"{item['location']}: {item['message']}" for item in errors)
+    return problem(422, named, errors=errors)
+
+
+async def _on_http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    detail = {
+        404: "there is nothing under this path; see /openapi.json",
+        405: "this path does not take that method; the Allow header names those it takes",
+    }.get(error.status_code, HTTPStatus(error.status_code).phrase)
+    return problem(error.status_code, detail, dict(error.headers or {}))
+
+
+async def _on_bug(_: Request, error: Exception) -> JSONResponse:
+    log.error("unexpected error", exc_info=error)
+    return problem(500, "this is a fault of the service, not of the request; its log says more")

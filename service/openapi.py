@@ -1,0 +1,123 @@
+"""The OpenAPI document: bodies that are read by hand, problem documents, examples that run."""
+
+import base64
+from collections.abc import Sequence
+from http import HTTPStatus
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from service.errors import PROBLEM_TYPE
+from service.schemas import ImageBody, PatchesBody, Problem
+
+_SCHEMAS = "#/components/schemas/"
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BODIES = {"patches": PatchesBody, "image": ImageBody}
+
+_MEANINGS = {
+    400: "The body is not of the media type that it claims.",
+    401: "The API key is missing or wrong.",
+    406: "None of the accepted media types can be made.",
+    408: "The body did not arrive in time.",
+    413: "The body, or what it unpacks to, is over a limit.",
+    415: "The media type, or a compression inside it, is not read here.",
+    422: "The pixels or parameters are not what the model needs.",
+    503: "Too many requests wait, or the model is not ready.",
+}
+
+
+def operation(
+    *statuses: int,
+    answer: type[BaseModel] | None = None,
+    also: Sequence[str] = (),
+    upload: Literal["patches", "image"] | None = None,
+) -> dict[str, Any]:
+    """What a route's decorator needs to describe it beyond its signature.
+
+    `statuses` are the errors that can happen, `also` the media types besides JSON of the answer.
+    """
+    responses: dict[int | str, dict[str, Any]] = {status: _problem(status) for status in statuses}
+    described: dict[str, Any] = {"responses": responses}
+    if answer is not None:
+        described["response_model"] = answer
+        responses[200] = {"content": dict.fromkeys(also, _BINARY)}
+    if upload is not None:
+        described["openapi_extra"] = {"requestBody": _request_body(upload)}
+    return described
+
+
+def describe(app: FastAPI, bands: Sequence[str], patch_size: int) -> None:
+    """Make `app.openapi` add what FastAPI cannot know, with examples for a model of these bands."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            made = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+            )
+            components = made.setdefault("components", {})
+            components.setdefault("schemas", {}).update(_component_schemas())
+            components["examples"] = _examples(bands, patch_size)
+            app.openapi_schema = made
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _problem(status: int) -> dict[str, Any]:
+    header = {401: "WWW-Authenticate", 503: "Retry-After"}.get(status)
+    return {
+        "description": f"{HTTPStatus(status).phrase}. {_MEANINGS[status]}",
+        "content": {PROBLEM_TYPE: {"schema": {"$ref": _SCHEMAS + "Problem"}}},
+    } | ({"headers": {header: {"schema": {"type": "string"}}}} if header else {})
+
+
+def _request_body(upload: str) -> dict[str, Any]:
+    shape = "(N, band, row, column)" if upload == "patches" else "(band, row, column)"
+    tiff = "one patch" if upload == "patches" else "one image"
+    return {
+        "required": True,
+        "description": f"Reflectance of shape {shape}, or digital numbers with `scale` and "
+        f"`offset`. A GeoTIFF holds {tiff}; its band descriptions name the bands if they are "
+        "names of Sentinel-2 bands.",
+        "content": {
+            "application/x-npy": _BINARY,
+            "image/tiff": _BINARY,
+            "application/json": {
+                "schema": {"$ref": _SCHEMAS + _BODIES[upload].__name__},
+                "examples": {upload: {"$ref": f"#/components/examples/{upload}"}},
+            },
+        },
+    }
+
+
+def _component_schemas() -> dict[str, Any]:
+    schemas: dict[str, Any] = {}
+    for model in (Problem, PatchesBody, ImageBody):
+        schema = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
+        schemas |= schema.pop("$defs", {})
+        schemas[model.__name__] = schema
+    return schemas
+
+
+def _examples(bands: Sequence[str], size: int) -> dict[str, Any]:
+    """A gentle slope of reflectance, in the smallest type, as a body that can be sent as it is."""
+    slope = np.linspace(0.05, 0.3, size * size, dtype=np.float16).reshape(size, size)
+    image = np.broadcast_to(slope, (len(bands), size, size))
+    what = f"bands {', '.join(bands)} of {size} x {size} pixels"
+    return {
+        "patches": {"summary": f"One patch: {what}", "value": {"npy": _base64_npy(image[None])}},
+        "image": {"summary": f"An image: {what}", "value": {"npy": _base64_npy(image)}},
+    }
+
+
+def _base64_npy(array: np.ndarray[Any, Any]) -> str:
+    file = BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+    return base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,0 +1,73 @@
+"""A similarity map as a PNG, written with the standard library alone."""
+
+import struct
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+
+# Viridis (CC0, by van der Walt and Smith) at eighths; between them it is nearly linear.
+_ANCHORS = np.array(
+    [
+        [68, 1, 84],
+        [71, 45, 123],
+        [59, 82, 139],
+        [44, 114, 142],
+        [33, 145, 140],
+        [40, 174, 128],
+        [94, 201, 98],
+        [173, 220, 48],
+        [253, 231, 37],
+    ],
+    np.float64,
+)
+_WHITE, _BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
+
+
+def map_png(scores: npt.NDArray[np.float32], query: tuple[int, int]) -> bytes:
+    """RGBA picture (H, W) of scores in viridis from their lowest to their highest.
+
+    NaN is transparent. The query pixel (row, column) stands in the middle of a ring.
+    """
+    picture = np.zeros((*scores.shape, 4), np.uint8)
+    valid = np.isfinite(scores)
+    picture[valid, :3] = viridis(_unit_range(scores[valid]))
+    picture[valid, 3] = 255
+    _draw_ring(picture, query)
+    return png(picture)
+
+
+def viridis(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+    """Colours (..., 3) of values from 0 to 1."""
+    places = np.linspace(0, 1, len(_ANCHORS))
+    channels = [np.interp(values, places, channel) for channel in _ANCHORS.T]
+    colours: npt.NDArray[np.uint8] = np.rint(np.stack(channels, -1)).astype(np.uint8)
+    return colours
+
+
+def png(picture: npt.NDArray[np.uint8]) -> bytes:
+    """A PNG file of an RGBA picture (H, W, 4), 8 bits a channel (ISO/IEC 15948)."""
+    height, width, _ = picture.shape
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    # Each row begins with the number of its filter; 0 is none.
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)], axis=1)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows.tobytes(), 6), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
+
+
+def _unit_range(values: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:
+    if not values.size:
+        return values
+    low, high = float(values.min()), float(values.max())
+    return np.asarray((values - low) / (high - low if high > low else 1.0))
+
+
+def _draw_ring(picture: npt.NDArray[np.uint8], query: tuple[int, int]) -> None:
+    """White between two black lines, which is seen on every colour."""
+    rows, columns = np.ogrid[: picture.shape[0], : picture.shape[1]]
+    distance = np.hypot(rows - query[0], columns - query[1])
+    picture[(distance > 2.5) & (distance <= 6.5)] = _BLACK
+    picture[(distance > 3.5) & (distance <= 5.5)] = _WHITE

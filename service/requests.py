@@ -1,0 +1,97 @@
+"""From an HTTP request to what a handler needs: its key, its body, its media types."""
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from service.decode import MEDIA_TYPES
+from service.errors import (
+    MalformedError,
+    NotAcceptableError,
+    SlowBodyError,
+    TooLargeError,
+    UnauthorizedError,
+    UnsupportedMediaError,
+)
+from service.settings import Settings
+
+
+def check_key(authorization: str | None, settings: Settings) -> None:
+    """Compare `Authorization: Bearer KEY` with the key of the settings, if these have one."""
+    if settings.api_key is None:
+        return
+    scheme, _, given = (authorization or "").partition(" ")
+    expected = settings.api_key.get_secret_value()
+    # Digests have one length, so the time tells nothing of the key's.
+    same = hmac.compare_digest(_digest(given.strip()), _digest(expected))
+    if scheme.lower() != "bearer" or not same:
+        raise UnauthorizedError("send the key of this service as `Authorization: Bearer KEY`")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def media_type_of(request: Request) -> str:
+    """The media type of the body, one of those that are read here, without parameters."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaError("send the body without a Content-Encoding")
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in MEDIA_TYPES:
+        raise UnsupportedMediaError(f"send one of {', '.join(MEDIA_TYPES)} as Content-Type")
+    return media_type
+
+
+def answer_type(accept: str | None, offers: Sequence[str]) -> str:
+    """The offer that an Accept header likes best; the first of equals (RFC 9110)."""
+    ranges = [_media_range(part) for part in (accept or "*/*").split(",")]
+    best = max(offers, key=lambda offer: _quality(offer, ranges))
+    if _quality(best, ranges) <= 0:
+        raise NotAcceptableError(f"there is {', '.join(offers)}; accept one of these")
+    return best
+
+
+def _media_range(part: str) -> tuple[str, float]:
+    name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+    try:
+        return name, float(quality)
+    except ValueError:
+        return name, 0.0
+
+
+def _quality(offer: str, ranges: Sequence[tuple[str, float]]) -> float:
+    """Quality of the most specific range that the offer falls in."""
+    for name in (offer, offer.partition("/")[0] + "/*", "*/*"):
+        qualities = [quality for media_range, quality in ranges if media_range == name]
+        if qualities:
+            return max(qualities)
+    return 0.0
+
+
+async def read_body(request: Request, settings: Settings) -> bytes:
+    """The whole body, if it is within the limit and comes in time, with or without its length."""
+    too_large = TooLargeError(
+        f"a body may have {settings.max_body_bytes} bytes; send fewer patches or a smaller image"
+    )
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > settings.max_body_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_seconds):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > settings.max_body_bytes:
+                    raise too_large
+                body += chunk
+    except TimeoutError:
+        raise SlowBodyError(
+            f"the body did not come within {settings.body_seconds:g} seconds"
+        ) from None
+    except ClientDisconnect:
+        raise MalformedError("the body ended early") from None
+    return bytes(body)

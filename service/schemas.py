@@ -1,0 +1,178 @@
+"""What goes over the wire: query parameters, JSON bodies, answers, problems."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+
+BANDS_PATTERN = r"^B(0[1-9]|1[0-2]|8A)(,B(0[1-9]|1[0-2]|8A)){0,12}$"
+
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+# FailFast, because one error tells as much as a million of them.
+_Row = Annotated[list[_Number | None], FailFast()]
+_Band = Annotated[list[_Row], FailFast()]
+_Image = Annotated[list[_Band], FailFast()]
+_Patches = Annotated[list[_Image], FailFast()]
+
+
+class PixelQuery(BaseModel):
+    """What a client says of its pixels: reflectance = number * scale + offset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bands: str | None = Field(
+        None,
+        pattern=BANDS_PATTERN,
+        description="Bands of the upload in their order, such as B02,B03,B04,B08. Default: the "
+        "model's own, in its order. Extra bands are left out.",
+    )
+    scale: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Reflectance of one digital number. Integer pixels need it.",
+    )
+    offset: float = Field(
+        0.0, ge=-1, le=1, allow_inf_nan=False, description="Reflectance of the digital number 0."
+    )
+    nodata: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="The number that stands for no data. NaN and a GeoTIFF's own value always do.",
+    )
+
+
+class ClassifyQuery(PixelQuery):
+    """Pixels to classify."""
+
+    head: str | None = Field(
+        None, max_length=100, description="Which head of the model to use, if it has several."
+    )
+
+
+class SimilarityQuery(PixelQuery):
+    """An image and one of its pixels."""
+
+    row: int = Field(ge=0, le=65535, description="Row of the query pixel, from 0 at the top.")
+    col: int = Field(ge=0, le=65535, description="Column of the query pixel, from 0 at the left.")
+    stride: int = Field(8, ge=1, le=64, description="Pixels between neighbouring patches.")
+
+
+class _PixelBody(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    npy: str | None = Field(None, description="A .npy file in base64, instead of lists.")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "_PixelBody":
+        if (self.npy is None) == (getattr(self, "reflectance", None) is None):
+            raise ValueError("give either `reflectance` or `npy`")
+        return self
+
+
+class PatchesBody(_PixelBody):
+    """Patches as JSON."""
+
+    reflectance: _Patches | None = Field(
+        None, description="Lists of shape (N, band, row, column); null is no data."
+    )
+
+
+class ImageBody(_PixelBody):
+    """An image as JSON."""
+
+    reflectance: _Image | None = Field(
+        None, description="Lists of shape (band, row, column); null is no data."
+    )
+
+
+class ArtifactName(BaseModel):
+    """Which model answered."""
+
+    id: str
+    digest: str = Field(description="SHA-256 of its weights.")
+
+
+class EmbedAnswer(BaseModel):
+    """Representations of patches."""
+
+    artifact: ArtifactName
+    shared: list[list[float]] = Field(description="One vector a patch.")
+    valid_fraction: list[float] = Field(
+        description="Part of each patch's pixels that have data in every band of the model. A "
+        "patch without any has 0, and the vector of the model's mean pixel."
+    )
+
+
+class ClassifyAnswer(BaseModel):
+    """Class probabilities of patches."""
+
+    artifact: ArtifactName
+    head: str
+    classes: list[str]
+    probabilities: list[list[float]] = Field(
+        description="One row a patch, in the order of classes."
+    )
+    valid_fraction: list[float]
+
+
+class SimilarityAnswer(BaseModel):
+    """Likeness to the query pixel on a grid of the image."""
+
+    artifact: ArtifactName
+    query: tuple[int, int] = Field(description="Row and column.")
+    rows: list[int] = Field(description="Image rows of the grid.")
+    cols: list[int] = Field(description="Image columns of the grid.")
+    scores: list[list[float | None]] = Field(
+        description="Higher is more alike; null where the image has no data."
+    )
+
+
+class HeadSummary(BaseModel):
+    """A classifier of a model."""
+
+    name: str
+    classes: list[str]
+    representation: str
+
+
+class ModelSummary(BaseModel):
+    """What a model reads and gives."""
+
+    artifact: ArtifactName
+    name: str
+    schema_version: int
+    bands: list[str]
+    patch_size: int
+    representations: dict[str, int]
+    heads: list[HeadSummary]
+    provenance: dict[str, str]
+
+
+class ModelsAnswer(BaseModel):
+    """The models that are served: one."""
+
+    models: list[ModelSummary]
+
+
+class Health(BaseModel):
+    """A state in one word."""
+
+    status: str
+
+
+class FieldProblem(BaseModel):
+    """One parameter that is wrong."""
+
+    location: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An error as RFC 9457 has it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] | None = None
