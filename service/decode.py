@@ -23,7 +23,13 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from mimodel.normalisation import select_bands
-from service.errors import MalformedError, TooLargeError, UnfitError, UnsupportedMediaError
+from service.errors import (
+    MalformedError,
+    TooLargeError,
+    UnfitError,
+    UnsupportedMediaError,
+    location_of,
+)
 from service.schemas import ImageBody, PatchesBody
 
 NPY, TIFF, JSON = "application/x-npy", "image/tiff", "application/json"
@@ -245,8 +251,7 @@ def _read_json(body: bytes, form: _Form) -> _Raster:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if first["type"] == "json_invalid":
             raise MalformedError("the body is not JSON (NaN and Infinity are none)") from None
-        place = ".".join(map(str, first["loc"])) or "body"
-        raise UnfitError(f"{place[:80]}: {first['msg']}") from None
+        raise UnfitError(f"{location_of(first['type'], first['loc'])}: {first['msg']}") from None
     if parsed.npy is not None:
         try:
             return _read_npy(base64.b64decode(parsed.npy, validate=True), form)

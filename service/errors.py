@@ -110,16 +110,23 @@ def problem(
     )
 
 
+def location_of(kind: str, place: tuple[int | str, ...]) -> str:
+    """Where a validation error is, in our own words: the name of an unknown field is the client's.
+
+    Nor is the input said again, which could be large, private, or NaN.
+    """
+    return ".".join(map(str, place[:-1] if kind == "extra_forbidden" else place)) or "body"
+
+
 async def _on_error(_: Request, error: Exception) -> JSONResponse:
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     return problem(status, str(error))
 
 
 async def _on_validation(_: Request, error: Exception) -> JSONResponse:
-    # Only place and message: the input itself could be large, private, or NaN.
     assert isinstance(error, RequestValidationError)
     errors = [
-        {"location": ".".join(map(str, item["loc"][:2])), "message": str(item["msg"])}
+        {"location": location_of(item["type"], item["loc"]), "message": str(item["msg"])}
         for item in error.errors()
     ]
     named = "; ".join(f"{item['location']}: {item['message']}" for item in errors)

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from typing_extensions import TypeAliasType
 
 BANDS_PATTERN = r"^B(0[1-9]|1[0-2]|8A)(,B(0[1-9]|1[0-2]|8A)){0,12}$"
 
@@ -10,8 +11,9 @@ _Number = Annotated[float, Field(allow_inf_nan=False)]
 # FailFast, because one error tells as much as a million of them.
 _Row = Annotated[list[_Number | None], FailFast()]
 _Band = Annotated[list[_Row], FailFast()]
-_Image = Annotated[list[_Band], FailFast()]
-_Patches = Annotated[list[_Image], FailFast()]
+_Bands = Annotated[list[_Band], FailFast()]
+ImageLists = TypeAliasType("ImageLists", _Bands)
+PatchesLists = TypeAliasType("PatchesLists", Annotated[list[_Bands], FailFast()])
 
 
 class PixelQuery(BaseModel):
@@ -73,7 +75,7 @@ class _PixelBody(BaseModel):
 class PatchesBody(_PixelBody):
     """Patches as JSON."""
 
-    reflectance: _Patches | None = Field(
+    reflectance: PatchesLists | None = Field(
         None, description="Lists of shape (N, band, row, column); null is no data."
     )
 
@@ -81,7 +83,7 @@ class PatchesBody(_PixelBody):
 class ImageBody(_PixelBody):
     """An image as JSON."""
 
-    reflectance: _Image | None = Field(
+    reflectance: ImageLists | None = Field(
         None, description="Lists of shape (band, row, column); null is no data."
     )
 
