@@ -21,7 +21,7 @@ from s2pairs.errors import S2PairsError
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """One spectral band: its name in file names, its index in product XML, its place in the spectrum."""
+    """One spectral band: name in file names, index in product XML, place in the spectrum."""
 
     name: str
     band_id: int
@@ -71,10 +71,12 @@ def band(name: str) -> Band:
 
 
 def parse_bands(text: str) -> tuple[str, ...]:
-    """Band names from a comma separated list such as `B04,B03,B02,B08`, checked and without repeats."""
+    """Band names from a list such as `B04,B03,B02,B08`; unknown and repeated ones are errors."""
     names = tuple(part.strip().upper() for part in text.split(",") if part.strip())
     if not names:
-        raise S2PairsError(f"no band in {text!r}; expected a list such as {','.join(DEFAULT_BANDS)}")
+        raise S2PairsError(
+            f"no band in {text!r}; expected a list such as {','.join(DEFAULT_BANDS)}"
+        )
     for name in names:
         band(name)
     if len(set(names)) < len(names):

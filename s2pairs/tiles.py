@@ -18,7 +18,14 @@ _PATTERN = re.compile(r"(0[1-9]|[1-5][0-9]|60)([C-HJ-NP-X])([A-HJ-NP-Z])([A-HJ-N
 _LOOKS_LIKE = "a tile id is a UTM zone 01-60, a latitude band and two letters, such as 31TCJ"
 _FALSE_NORTHING_SOUTH = 10_000_000
 _BANDS_OF_LATITUDE = "CDEFGHJKLMNPQRSTUVWX"
-_NORTHING_CYCLE = 2_000_000
+_COLUMNS = ("ABCDEFGH", "JKLMNPQR", "STUVWXYZ")
+_ROWS = "ABCDEFGHJKLMNPQRSTUV"
+_SQUARE_M = 100_000
+_CYCLE_M = 20 * _SQUARE_M
+_METRES_PER_DEGREE = 10_000_000 / 90
+# How far the northing of a latitude is from that many degrees times metres, at most: 16 km on the
+# central meridian and 10 km more at the edge of a zone.
+_SLACK_M = 30_000
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -62,25 +69,25 @@ class TileId:
 
 
 def _square_corner(name: str) -> tuple[int, int]:
-    """Lower left corner of a 100 km square (UTM metres), by the mgrs package."""
-    import mgrs
+    """Lower left corner of a 100 km square (UTM metres), in closed form.
 
-    try:
-        _, _, easting, northing = mgrs.MGRS().MGRSToUTM(name)
-    except (mgrs.core.MGRSError, ValueError) as error:
-        raise TileError(f"{name} is not a tile of the grid: {_LOOKS_LIKE}") from error
-    return round(easting), _in_latitude_band(name, round(northing))
-
-
-def _in_latitude_band(name: str, northing: int) -> int:
-    """Undo an error of 2,000 km that the mgrs package makes in latitude band C.
-
-    The row letters of the grid repeat every 2,000 km, so the latitude band decides.
+    Column letters run A-H, J-R, S-Z over three zones. Row letters run A-V from the equator in odd
+    zones, from F in even ones, and repeat every 2,000 km, so the latitude band has to decide.
     """
-    latitude = -80 + 8 * _BANDS_OF_LATITUDE.index(name[2]) + 4
-    expected = latitude * 10_000_000 / 90 + (_FALSE_NORTHING_SOUTH if name[2] < "N" else 0)
-    cycles = round((expected - northing) / _NORTHING_CYCLE)
-    return northing + cycles * _NORTHING_CYCLE
+    zone, letter, column, row = int(name[:2]), name[2], name[3], name[4]
+    columns = _COLUMNS[(zone - 1) % 3]
+    if column not in columns:
+        raise TileError(f"{name} is not a tile of the grid: zone {zone} has columns {columns}")
+    easting = (columns.index(column) + 1) * _SQUARE_M
+    index = _ROWS.index(row) - (5 if zone % 2 == 0 else 0)
+    south = -80 + 8 * _BANDS_OF_LATITUDE.index(letter)
+    north = 84 if letter == "X" else south + 8
+    false_northing = 0 if letter >= "N" else _FALSE_NORTHING_SOUTH
+    lowest = false_northing + south * _METRES_PER_DEGREE - _SQUARE_M - _SLACK_M
+    northing = math.ceil((lowest - index * _SQUARE_M) / _CYCLE_M) * _CYCLE_M + index * _SQUARE_M
+    if northing > false_northing + north * _METRES_PER_DEGREE + _SLACK_M:
+        raise TileError(f"{name} is not a tile of the grid: no row {row} in latitude band {letter}")
+    return easting, northing
 
 
 def read_tiles(path: Path) -> list[TileId]:

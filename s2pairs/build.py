@@ -1,0 +1,265 @@
+"""The straight line: tiles, scenes, patches, cube. One task fills one shard."""
+
+import fcntl
+import itertools
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2pairs import cube as cubes
+from s2pairs.bands import stored_from_dn
+from s2pairs.cube import Plan
+from s2pairs.errors import CubeError, SourceError
+from s2pairs.patches import PATCH_PX, PatchTable, choose_patches
+from s2pairs.scenes import Catalogue, Grid, Listing, Scene, Window, choose_dates
+from s2pairs.shards import Pixels
+from s2pairs.tiles import TileId
+
+Progress = Callable[[int, int], None]
+"""Called with the shards done and the shards in all."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a cube should hold."""
+
+    tiles: tuple[TileId, ...]
+    bands: tuple[str, ...]
+    dates: int = 12
+    max_cloud: float = 2.0
+    regions: int = 100
+    region_size: int = 512
+    start: datetime | None = None
+    end: datetime | None = None
+    seed: int = 0
+
+    def parameters(self) -> dict[str, Any]:
+        """As JSON values."""
+        values: dict[str, Any] = dict(vars(self))
+        values["tiles"] = [tile.name for tile in self.tiles]
+        values["bands"] = list(self.bands)
+        for name in ("start", "end"):
+            moment = values[name]
+            values[name] = moment.isoformat() if moment else None
+        return values
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a build made."""
+
+    path: Path
+    patches: int
+    dates: int
+    shards: int
+    already_built: int
+    left_out: int
+
+
+def build(
+    request: Request,
+    catalogue: Catalogue,
+    out: Path,
+    *,
+    workers: int,
+    progress: Progress,
+) -> Report:
+    """Make or go on making the cube at `out`.
+
+    The same request and products give the same bytes, however often the build was interrupted.
+    Shards that stand are checked and kept. `SourceError` if a tile has too few dates, `CubeError`
+    if `out` is something else or another build holds it, `SceneError` if a product breaks while
+    it is read.
+    """
+    listings = {tile: _choose(tile, request, catalogue) for tile in request.tiles}
+    plan = _plan(request, listings)
+    with _lock(out):
+        if out.exists():
+            cubes.same_plan(out, plan)
+        else:
+            cubes.create(out, plan)
+
+        def fill(shard: int) -> bool:
+            if cubes.is_built(out, shard):
+                return True
+            pixels = _read_shard(plan, shard, listings, catalogue)
+            cubes.write_shard(out, shard, plan.layout, pixels)
+            return False
+
+        stood = _run(fill, plan.shards, workers, progress)
+    return Report(
+        path=out,
+        patches=len(plan.table),
+        dates=request.dates,
+        shards=plan.shards,
+        already_built=sum(stood),
+        left_out=sum(len(listing.left_out) for listing in listings.values()),
+    )
+
+
+def _choose(tile: TileId, request: Request, catalogue: Catalogue) -> Listing:
+    return choose_dates(
+        tile,
+        catalogue.scenes(tile),
+        count=request.dates,
+        max_cloud=request.max_cloud,
+        start=request.start,
+        end=request.end,
+    )
+
+
+def _plan(request: Request, listings: Mapping[TileId, Listing]) -> Plan:
+    grids = {tile: _one_grid(tile, listing.scenes) for tile, listing in listings.items()}
+    table = choose_patches(
+        grids, regions=request.regions, region_size=request.region_size, seed=request.seed
+    )
+    scenes = {tile.name: listing.scenes for tile, listing in listings.items()}
+    acquired = {
+        name: [np.datetime64(scene.acquired.replace(tzinfo=None), "ms") for scene in found]
+        for name, found in scenes.items()
+    }
+    product = {name: [scene.product for scene in found] for name, found in scenes.items()}
+    return Plan(
+        bands=request.bands,
+        level=_one_level(listings),
+        table=table,
+        acquired=np.array([acquired[name] for name in table.tile]),
+        product=np.array([product[name] for name in table.tile]),
+        parameters=request.parameters(),
+        attributes=_attributes(listings),
+    )
+
+
+def _one_grid(tile: TileId, scenes: Sequence[Scene]) -> Grid:
+    grids = {scene.grid: scene.product for scene in scenes}
+    if len(grids) > 1:
+        (one, first), (other, second) = list(grids.items())[:2]
+        raise SourceError(
+            f"the products of tile {tile} do not share one pixel grid: {first} has {one}, "
+            f"{second} has {other}; remove the odd ones"
+        )
+    return scenes[0].grid
+
+
+def _one_level(listings: Mapping[TileId, Listing]) -> str:
+    levels = {
+        scene.level: scene.product for listing in listings.values() for scene in listing.scenes
+    }
+    if len(levels) > 1:
+        raise SourceError(
+            "the source mixes top-of-atmosphere and surface reflectance "
+            f"({', '.join(f'{level}: {name}' for level, name in sorted(levels.items()))}); "
+            "put each level in a folder of its own"
+        )
+    return next(iter(levels))
+
+
+def _attributes(listings: Mapping[TileId, Listing]) -> dict[str, Any]:
+    scenes = [scene for listing in listings.values() for scene in listing.scenes]
+    years = sorted({scene.acquired.year for scene in scenes})
+    return {
+        "title": "Patches of Sentinel-2 images at several dates",
+        "creator": f"crossmi {version('crossmi')} (s2pairs)",
+        "products": [scene.product for scene in scenes],
+        "products_left_out": [
+            f"{entry.product}: {entry.reason}"
+            for listing in listings.values()
+            for entry in listing.left_out
+        ],
+        "notice": "contains modified Copernicus Sentinel data "
+        + ", ".join(f"[{year}]" for year in years),
+    }
+
+
+def _run(task: Callable[[int], bool], count: int, workers: int, progress: Progress) -> list[bool]:
+    """The results of `task(0)`, `task(1)`, … on dask's threads, reporting as each one ends."""
+    import dask.threaded
+
+    done = itertools.count(1)
+    progress(0, count)
+
+    def reported(number: int) -> bool:
+        result = task(number)
+        progress(next(done), count)
+        return result
+
+    graph = {f"shard-{number}": (reported, number) for number in range(count)}
+    return list(dask.threaded.get(graph, list(graph), num_workers=workers))
+
+
+def _read_shard(
+    plan: Plan, shard: int, listings: Mapping[TileId, Listing], catalogue: Catalogue
+) -> Pixels:
+    """Stored values (patch, date, band, 64, 64) of one shard's patches."""
+    layout = plan.layout
+    first = shard * layout.patches
+    table = plan.table.take(np.arange(first, min(first + layout.patches, len(plan.table))))
+    pixels = np.empty((len(table), layout.dates, *layout.chunk), dtype=np.uint16)
+    for tile, regions in _by_tile(table).items():
+        windows = [_bounds(table, rows) for rows in regions]
+        for date, scene in enumerate(listings[tile].scenes):
+            for band, name in enumerate(plan.bands):
+                read = catalogue.read(scene, name, windows)
+                offset = scene.add_offset[name]
+                for rows, window, dn in zip(regions, windows, read, strict=True):
+                    stored = stored_from_dn(dn, offset, scene.quantification)
+                    pixels[rows, date, band] = _cut(stored, window, table, rows)
+    return pixels
+
+
+def _by_tile(table: PatchTable) -> dict[TileId, list[list[int]]]:
+    """The rows of the table, by tile and then by region."""
+    rows: dict[str, dict[int, list[int]]] = {}
+    keys = zip(table.tile.tolist(), table.region.tolist(), strict=True)
+    for row, (tile, region) in enumerate(keys):
+        rows.setdefault(tile, {}).setdefault(region, []).append(row)
+    return {TileId(tile): list(regions.values()) for tile, regions in rows.items()}
+
+
+def _bounds(table: PatchTable, rows: Sequence[int]) -> Window:
+    """The smallest window that holds these patches."""
+    top, left = int(table.row[rows].min()), int(table.col[rows].min())
+    bottom, right = int(table.row[rows].max()) + PATCH_PX, int(table.col[rows].max()) + PATCH_PX
+    return Window(top, left, bottom - top, right - left)
+
+
+def _cut(stored: Pixels, window: Window, table: PatchTable, rows: Sequence[int]) -> Pixels:
+    """The patches (n, 64, 64) of these rows out of the pixels of a window."""
+    corners = zip(table.row[rows] - window.row, table.col[rows] - window.col, strict=True)
+    return np.stack([stored[r : r + PATCH_PX, c : c + PATCH_PX] for r, c in corners])
+
+
+@contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Hold the cube for this process; `CubeError` that names the holder if another has it.
+
+    The lock is the operating system's, on a file beside the cube, and dies with its holder: a
+    file that a killed build left behind stops nobody.
+    """
+    path = out.with_name(f"{out.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise CubeError(f"{out} is being built by {holder}; wait for it or stop it") from None
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            # the holder before has just finished and removed the file that was opened here
+            raise CubeError(f"another build of {out} has just ended; try again")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink()

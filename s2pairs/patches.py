@@ -1,0 +1,183 @@
+"""From the grids of tiles to patches: regions, patches, and a split by ground. Reads no pixel."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from s2pairs.errors import S2PairsError
+from s2pairs.scenes import Grid
+from s2pairs.tiles import PIXEL_SIZE_M, TileId
+
+PATCH_PX = 64
+PATCH_M = PATCH_PX * PIXEL_SIZE_M
+SPLITS = ("train", "validation", "test")
+SPLIT_GAP_M = 1_000
+LONGEST_PERIOD_M = 50_000
+_VALIDATION_ENDS, _TRAIN_ENDS = 0.15, 0.85
+
+# Between centres, in metres on the ground. Two squares are at least g apart, edge to edge, if
+# their centres are at least g plus one diagonal apart, however they are turned; a metre of a UTM
+# grid is up to 0.04 % longer than one on the ground.
+_DIAGONAL_M = PATCH_M * 2**0.5 / 0.9996
+_GAP_BETWEEN_CENTRES_M = SPLIT_GAP_M / 0.9996 + _DIAGONAL_M
+
+# Of WGS 84.
+_SEMI_MAJOR_M, _ECCENTRICITY_SQUARED = 6_378_137.0, 6.69437999014e-3
+
+
+@dataclass(frozen=True)
+class PatchTable:
+    """One row a patch, tile after tile, region after region, row after row."""
+
+    tile: npt.NDArray[np.str_]
+    region: npt.NDArray[np.int32]
+    """Number of the region on its tile's grid of regions, row after row."""
+    row: npt.NDArray[np.int32]
+    """Pixel row, on the tile's 10 m grid, of the patch's upper left pixel; `col` alike."""
+    col: npt.NDArray[np.int32]
+    epsg: npt.NDArray[np.int32]
+    x: npt.NDArray[np.float64]
+    """UTM easting of the patch's centre in metres; `y` is the northing."""
+    y: npt.NDArray[np.float64]
+    split: npt.NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.tile)
+
+    def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> "PatchTable":
+        return PatchTable(**{name: column[rows] for name, column in vars(self).items()})
+
+
+def choose_patches(
+    grids: Mapping[TileId, Grid], *, regions: int, region_size: int, seed: int
+) -> PatchTable:
+    """Patches of 64 x 64 pixels in up to `regions` regions a tile, split by ground.
+
+    Regions of `region_size` pixels lie on a regular grid and never overlap; which of them is
+    drawn by `seed` and the tile's name alone, so another tile in the list changes nothing. Where
+    tiles overlap, the ground belongs to the tile that stands first. No two patches of different
+    splits are closer than `SPLIT_GAP_M`, edge to edge.
+    """
+    if region_size < PATCH_PX or region_size % PATCH_PX:
+        raise S2PairsError(f"region size {region_size} is not a multiple of {PATCH_PX} pixels")
+    tables = [
+        _patches_of_tile(tile, grid, choose_regions(tile, grid, regions, region_size, seed))
+        for tile, grid in grids.items()
+    ]
+    period = min(LONGEST_PERIOD_M, *(grid.width_m for grid in grids.values()))
+    table = _without_ground_twice(_join(tables))
+    table = split_by_ground(table, period)
+    if not len(table):
+        raise S2PairsError(f"no patch at all: the tiles are smaller than a region of {region_size}")
+    return table
+
+
+def choose_regions(
+    tile: TileId, grid: Grid, count: int, size: int, seed: int
+) -> list[tuple[int, int, int, int]]:
+    """Up to `count` regions of a tile as (number, row, col, size), in order of number."""
+    rows, columns = grid.height // size, grid.width // size
+    draw = np.random.default_rng([seed, *tile.name.encode()])
+    chosen = np.sort(draw.permutation(rows * columns)[:count])
+    return [(int(n), int(n) // columns * size, int(n) % columns * size, size) for n in chosen]
+
+
+def _patches_of_tile(
+    tile: TileId, grid: Grid, regions: Sequence[tuple[int, int, int, int]]
+) -> PatchTable:
+    corners = [
+        (number, row + down, col + right)
+        for number, row, col, size in regions
+        for down in range(0, size, PATCH_PX)
+        for right in range(0, size, PATCH_PX)
+    ]
+    region, row, col = np.array(corners, dtype=np.int32).reshape(-1, 3).T
+    count = len(corners)
+    return PatchTable(
+        tile=np.full(count, tile.name),
+        region=region,
+        row=row,
+        col=col,
+        epsg=np.full(count, grid.epsg, dtype=np.int32),
+        x=(grid.left + col * PIXEL_SIZE_M + PATCH_M / 2).astype(np.float64),
+        y=(grid.top - row * PIXEL_SIZE_M - PATCH_M / 2).astype(np.float64),
+        split=np.full(count, "", dtype=f"<U{max(map(len, SPLITS))}"),
+    )
+
+
+def _join(tables: Sequence[PatchTable]) -> PatchTable:
+    columns = [vars(table) for table in tables]
+    return PatchTable(**{name: np.concatenate([c[name] for c in columns]) for name in columns[0]})
+
+
+def _without_ground_twice(table: PatchTable) -> PatchTable:
+    """Drop each patch that may overlap one of an earlier tile."""
+    from scipy.spatial import cKDTree
+
+    points = _on_the_globe(table)
+    names = list(dict.fromkeys(table.tile))
+    keep = np.ones(len(table), dtype=bool)
+    for earlier, name in enumerate(names[1:], start=1):
+        before = np.isin(table.tile, names[:earlier]) & keep
+        here = table.tile == name
+        nearest, _ = cKDTree(points[before]).query(
+            points[here], distance_upper_bound=2 * _DIAGONAL_M
+        )
+        keep[here] = nearest >= _DIAGONAL_M
+    return table.take(keep)
+
+
+def split_by_ground(table: PatchTable, period_m: float) -> PatchTable:
+    """The patches that stay, with their split: stripes of easting that repeat every `period_m`.
+
+    Counted from each 100 km line of the UTM grid, the first 15 % of a period are for validation,
+    70 % for training, the last 15 % for testing. Easting is that of the ground and not of the
+    tile, so tiles that overlap agree. Then patches too near another split are dropped: of
+    training where they are near validation or test, of validation where they are near test.
+    """
+    position = table.x % 100_000 % period_m / period_m
+    split = np.where(
+        position < _VALIDATION_ENDS,
+        "validation",
+        np.where(position < _TRAIN_ENDS, "train", "test"),
+    )
+    points = _on_the_globe(table)
+    train, validation, test = (split == name for name in SPLITS)
+    keep = ~(train & _near(points, validation | test)) & ~(validation & _near(points, test))
+    columns = {**vars(table), "split": split}
+    return PatchTable(**columns).take(keep)
+
+
+def _near(points: npt.NDArray[np.float64], others: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which points (n, 3) have one of `others` nearer than the gap."""
+    from scipy.spatial import cKDTree
+
+    if not others.any():
+        return np.zeros(len(points), dtype=bool)
+    nearest, _ = cKDTree(points[others]).query(
+        points, distance_upper_bound=2 * _GAP_BETWEEN_CENTRES_M
+    )
+    return np.asarray(nearest < _GAP_BETWEEN_CENTRES_M)
+
+
+def _on_the_globe(table: PatchTable) -> npt.NDArray[np.float64]:
+    """Patch centres (n, 3) in metres from the centre of the Earth, so that zones compare."""
+    from rasterio.warp import transform
+
+    longitude = np.empty(len(table))
+    latitude = np.empty(len(table))
+    for epsg in np.unique(table.epsg):
+        of_zone = table.epsg == epsg
+        lon, lat = transform(f"EPSG:{epsg}", "EPSG:4326", table.x[of_zone], table.y[of_zone])
+        longitude[of_zone], latitude[of_zone] = np.radians(lon), np.radians(lat)
+    radius = _SEMI_MAJOR_M / np.sqrt(1 - _ECCENTRICITY_SQUARED * np.sin(latitude) ** 2)
+    return np.stack(
+        [
+            radius * np.cos(latitude) * np.cos(longitude),
+            radius * np.cos(latitude) * np.sin(longitude),
+            radius * (1 - _ECCENTRICITY_SQUARED) * np.sin(latitude),
+        ],
+        axis=1,
+    )

@@ -1,0 +1,109 @@
+"""The bytes of a shard: many small compressed chunks in one object, as Zarr 3 lays them out.
+
+Written here and not by zarr-python, because that hands each 32 KiB chunk through threads several
+times (docs/design/0003-shard-ledger.md has the measurement) and because the bytes of a shard
+must depend on its pixels alone. What is written is plain `sharding_indexed` with the codecs
+`bytes`, `blosc`, `crc32c`; zarr and xarray read it, and the tests compare with them.
+
+A shard of S patches holds S x dates chunks, each all bands of one patch at one date. The chunks
+stand in order; behind them the index, for each chunk its offset and size (uint64, little endian)
+and a CRC-32C of the index. Places beyond the last patch are marked empty.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import google_crc32c
+import numcodecs  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
+
+from s2pairs.errors import CubeError
+
+COMPRESSOR: Literal["lz4"] = "lz4"
+COMPRESSION_LEVEL = 5
+_EMPTY = np.iinfo(np.uint64).max
+_CRC = 4
+
+Index = npt.NDArray[np.uint64]
+Pixels = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLayout:
+    """Sizes of a shard: its patches and dates, and the shape (band, y, x) of a chunk."""
+
+    patches: int
+    dates: int
+    chunk: tuple[int, int, int]
+
+    @property
+    def chunk_bytes(self) -> int:
+        return int(np.prod(self.chunk)) * 2
+
+    @property
+    def index_bytes(self) -> int:
+        return self.patches * self.dates * 16 + _CRC
+
+
+def encode(pixels: Pixels, layout: ShardLayout) -> bytes:
+    """The object of a shard from pixels (up to S patches, date, band, y, x)."""
+    # One block a chunk: with several, blosc's threads would order them by chance.
+    compressor = numcodecs.Blosc(
+        cname=COMPRESSOR,
+        clevel=COMPRESSION_LEVEL,
+        shuffle=numcodecs.Blosc.BITSHUFFLE,
+        blocksize=layout.chunk_bytes,
+    )
+    index = np.full((layout.patches, layout.dates, 2), _EMPTY, dtype="<u8")
+    parts: list[bytes] = []
+    offset = 0
+    for patch, dates in enumerate(pixels):
+        for date, chunk in enumerate(dates):
+            part = with_crc(compressor.encode(np.ascontiguousarray(chunk, dtype="<u2")))
+            index[patch, date] = offset, len(part)
+            offset += len(part)
+            parts.append(part)
+    return b"".join([*parts, with_crc(index.tobytes())])
+
+
+def read_index(path: Path, layout: ShardLayout) -> Index:
+    """Offset and size (patch, date, 2) of each chunk of a shard; `CubeError` if it is damaged."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - layout.index_bytes))
+        data = file.read()
+    raw = without_crc(data, path) if len(data) == layout.index_bytes else None
+    if raw is None:
+        raise CubeError(f"{path} is cut short; s2pairs check says how to mend it")
+    return np.frombuffer(raw, dtype="<u8").reshape(layout.patches, layout.dates, 2)
+
+
+def read_chunks(
+    path: Path, index: Index, layout: ShardLayout, places: Iterable[tuple[int, int]]
+) -> Iterator[Pixels]:
+    """Decode the chunks (band, y, x) of a shard at these (patch, date)."""
+    codec = numcodecs.Blosc()
+    with path.open("rb") as file:
+        descriptor = file.fileno()
+        for patch, date in places:
+            offset, size = (int(each) for each in index[patch, date])
+            if offset == _EMPTY:
+                raise CubeError(f"{path} has no patch {patch}; s2pairs check says how to mend it")
+            encoded = without_crc(os.pread(descriptor, size, offset), path)
+            yield np.frombuffer(codec.decode(encoded), dtype="<u2").reshape(layout.chunk)
+
+
+def with_crc(data: bytes) -> bytes:
+    """`data` with its CRC-32C behind it, as the codec `crc32c` writes it."""
+    return data + int(google_crc32c.value(data)).to_bytes(_CRC, "little")
+
+
+def without_crc(data: bytes, path: Path) -> bytes:
+    """The inverse of `with_crc`; `CubeError` that names `path` where they do not agree."""
+    body, crc = data[:-_CRC], data[-_CRC:]
+    if google_crc32c.value(body) != int.from_bytes(crc, "little"):
+        raise CubeError(f"{path} is damaged; s2pairs check says how to mend it")
+    return body
