@@ -91,6 +91,9 @@ class TrainingConfig(_Model):
     """The loop. Adam with the supplement's learning rate and momenta; what it leaves open is ours."""
 
     iterations: Annotated[int, Field(ge=1)] = 200_000
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    """Finish after this time in the loop, however many iterations that was; the artifact says how
+    many. For demonstrations: what comes out depends on the machine."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from mimodel.data.pairs import PairBatch
+from mimodel.data.pairs import LabelledPatches, PairBatch
 from mimodel.errors import DataError
 from mimodel.normalisation import Normalisation
 
@@ -81,6 +81,19 @@ def read_eurosat(archive: Path) -> EuroSat:
     keys = sorted(images)
     label, number = np.array(keys).T
     return EuroSat(np.stack([images[key] for key in keys]), label, number)
+
+
+def labelled_eurosat(archive: Path) -> LabelledPatches:
+    """All images with their class; a block of consecutive file numbers counts as one place."""
+    data = read_eurosat(archive)
+    return LabelledPatches(
+        reflectance=data.reflectance,
+        label=data.label,
+        place=data.label * 10_000 + data.number // _BLOCK,
+        date=np.zeros(len(data.label), np.int64),
+        split=np.where(data.test, "test", "train"),
+        classes=CLASSES,
+    )
 
 
 class EuroSatPairs:

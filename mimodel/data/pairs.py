@@ -1,10 +1,12 @@
-"""What training asks of a data set: batches of pairs, by step."""
+"""What training and probing ask of a data set: batches of pairs by step, and labelled patches."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from jaxtyping import Float
 from torch import Tensor
 
@@ -48,3 +50,16 @@ def prefetched(source: PairSource, steps: range, size: int) -> Iterator[PairBatc
             current = upcoming or pool.submit(source.batch, step, size)
             upcoming = pool.submit(source.batch, step + 1, size) if step + 1 in steps else None
             yield current.result()
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledPatches:
+    """Patches with a class each, and the place that repeated looks at the same ground share."""
+
+    reflectance: npt.NDArray[np.float32]
+    """(sample, band, row, col), NaN where there is no data."""
+    label: npt.NDArray[np.int64]
+    place: npt.NDArray[np.int64]
+    date: npt.NDArray[np.int64]
+    split: npt.NDArray[np.str_]
+    classes: tuple[str, ...]

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from s2pairs.bands import reflectance_from_stored
 from s2pairs.cube import Cube, open_cube
 from s2pairs.errors import S2PairsError
 
-from mimodel.data.pairs import PairBatch
+from mimodel.data.pairs import LabelledPatches, PairBatch
 from mimodel.errors import DataError
 from mimodel.normalisation import Normalisation
 
@@ -126,19 +125,6 @@ class CubePairs:
         if self._memory is not None:
             return self._memory[chosen]
         return self.cube.read(self.places[chosen])[:, :, self._band_index]
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledPatches:
-    """Patches with a class each, and the place that repeated looks at the same ground share."""
-
-    reflectance: npt.NDArray[np.float32]
-    """(sample, band, row, col), NaN where there is no data."""
-    label: npt.NDArray[np.int64]
-    place: npt.NDArray[np.int64]
-    date: npt.NDArray[np.int64]
-    split: npt.NDArray[np.str_]
-    classes: tuple[str, ...]
 
 
 def labelled_cube(

@@ -1,0 +1,359 @@
+"""What a frozen representation knows: probes of labels and retrieval across dates, with intervals.
+
+Every probe reads the representation beside controls on the very same patches: statistics of the
+image, and the same encoder untrained. A figure without them says little.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from mimodel.artifact import Artifact, HeadSpec
+from mimodel.data.pairs import LabelledPatches
+from mimodel.errors import DataError
+from mimodel.networks import Classifier, Encoder
+
+Features = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+PERCENTILES = (10, 25, 50, 75, 90)
+_BOOTSTRAPS = 2000
+_RETRIEVAL_ROUNDS = 5
+_NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share of right answers, with its 95 % interval by bootstrap over places."""
+
+    probe: str
+    features: str
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """All figures of one probing, and what they were measured on."""
+
+    artifact: str
+    classes: tuple[str, ...]
+    train_samples: int
+    test_samples: int
+    test_places: int
+    majority: float
+    """Accuracy of always answering the most frequent training class."""
+    scores: tuple[Score, ...]
+    retrieval: tuple[Score, ...]
+    """Top-1: the same place at another date, among all test places."""
+
+    def to_markdown(self) -> str:
+        """The figures as a table, with what they were measured on."""
+        lines = [
+            f"Artifact `{self.artifact}`; {len(self.classes)} classes, "
+            f"{self.train_samples} training and {self.test_samples} test patches "
+            f"({self.test_places} test places); most frequent class {100 * self.majority:.1f} %. "
+            "Accuracy in %, with 95 % bootstrap intervals over places.",
+            "",
+            "| features | probe | accuracy |",
+            "|---|---|--:|",
+            *[_row(score) for score in self.scores],
+        ]
+        if self.retrieval:
+            lines += [
+                "",
+                f"The same place at another date, top-1 among {self.test_places} test places "
+                f"(chance {100 / self.test_places:.2f} %):",
+                "",
+                "| features | distance | top-1 |",
+                "|---|---|--:|",
+                *[_row(score) for score in self.retrieval],
+            ]
+        return "\n".join(lines) + "\n"
+
+
+def probe(
+    artifact: Artifact,
+    data: LabelledPatches,
+    *,
+    head: str,
+    iterations: int,
+    seed: int,
+    report: Callable[[str], None],
+) -> tuple[ProbeReport, Artifact]:
+    """Probe a frozen artifact on labelled patches; train on "train", score on "test".
+
+    Returns the figures and the artifact with the Table 7 classifier on its shared representation
+    as the head of that name (not yet saved).
+    """
+    train, test = data.split == "train", data.split == "test"
+    if not train.any() or not test.any():
+        raise DataError(f"{train.sum()} training and {test.sum()} test patches; both are needed")
+    report("embedding")
+    features = _feature_sets(artifact, data)
+    scores = []
+    classifier: Classifier | None = None
+    for name, values in features.items():
+        report(f"probing {name}")
+        scaled = (values - values[train].mean(0)) / (values[train].std(0) + 1e-6)
+        answers = {
+            "kNN (5)": _nearest_neighbours(scaled[train], data.label[train], scaled[test]),
+            "linear": _linear(scaled[train], data.label[train], scaled[test]),
+        }
+        network = fit_classifier(
+            values[train], data.label[train], len(data.classes), iterations=iterations, seed=seed
+        )
+        classifier = classifier or network
+        answers["MLP (Table 7)"] = _answers(network, values[test])
+        scores += [
+            _score(kind, name, answer == data.label[test], data.place[test])
+            for kind, answer in answers.items()
+        ]
+    assert classifier is not None
+    shares = np.bincount(data.label[train])
+    result = ProbeReport(
+        artifact=artifact.id,
+        classes=data.classes,
+        train_samples=int(train.sum()),
+        test_samples=int(test.sum()),
+        test_places=len(np.unique(data.place[test])),
+        majority=float((data.label[test] == shares.argmax()).mean()),
+        scores=tuple(scores),
+        retrieval=retrieval_scores(artifact, data, features, seed),
+    )
+    return result, _with_head(artifact, head, data.classes, classifier)
+
+
+def image_statistics(reflectance: npt.NDArray[np.float32]) -> Features:
+    """Mean, standard deviation and percentiles of each band of (N, band, H, W), NaN left out.
+
+    A patch without any valid pixel in a band gets zeros there.
+    """
+    pixels = reflectance.reshape(*reflectance.shape[:2], -1)
+    empty = np.isnan(pixels).all(-1)
+    pixels = np.where(empty[..., None], 0, pixels)
+    parts = [np.nanmean(pixels, -1), np.nanstd(pixels, -1)]
+    parts += list(np.nanpercentile(pixels, PERCENTILES, axis=-1))
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def fit_classifier(
+    features: Features, labels: Labels, classes: int, *, iterations: int, seed: int, hidden: int = 32
+) -> Classifier:
+    """The classifier of Table 7, trained as supplement 1.4 says: Adam 1e-4, batches of 64.
+
+    Features are standardised for training; the standardisation is then folded into the first
+    layer, so that the network returned reads the features as they are.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mean, std = features.mean(0), features.std(0) + 1e-6
+    x, y = torch.from_numpy((features - mean) / std), torch.from_numpy(labels)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = Classifier(features.shape[1], classes, hidden)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
+    for _ in range(iterations):
+        chosen = torch.randint(len(x), (min(64, len(x)),), generator=generator)
+        optimiser.zero_grad()
+        cross_entropy(network(x[chosen]), y[chosen]).backward()
+        optimiser.step()
+    first = network.layers[0]
+    assert isinstance(first, nn.Linear)
+    with torch.no_grad():
+        first.weight /= torch.from_numpy(std)
+        first.bias -= first.weight @ torch.from_numpy(mean)
+    return network.eval().requires_grad_(False)
+
+
+def retrieval_scores(
+    artifact: Artifact, data: LabelledPatches, features: Mapping[str, Features], seed: int
+) -> tuple[Score, ...]:
+    """Is the nearest of all test places, seen at another date, the place itself?
+
+    In each of five rounds every test place gets a query date and another date for the gallery.
+    Raw pixels are compared by Euclidean distance of normalised reflectance, and once more by
+    correlation (each patch standardised per band), which forgives a change of brightness.
+    """
+    rounds = _query_rounds(data, seed)
+    if not rounds:
+        return ()
+    train = data.split == "train"
+    vectors: dict[tuple[str, str], Features] = {}
+    for name, values in features.items():
+        scaled = (values - values[train].mean(0)) / (values[train].std(0) + 1e-6)
+        vectors[name, "cosine"] = _unit(scaled)
+    pixels = artifact.spec.normalisation(data.reflectance)
+    flat = pixels.reshape(len(pixels), -1)
+    centred = pixels - pixels.mean((2, 3), keepdims=True)
+    shape = centred / (centred.std((2, 3), keepdims=True) + 1e-6)
+    vectors["raw pixels", "Euclidean"] = flat
+    vectors["raw pixels", "correlation"] = _unit(shape.reshape(len(shape), -1))
+    scores = []
+    for (name, distance), values in vectors.items():
+        hits, places = [], []
+        for query, gallery in rounds:
+            nearest = _nearest(values[query], values[gallery])
+            hits.append(data.place[gallery][nearest] == data.place[query])
+            places.append(data.place[query])
+        scores.append(_score(distance, name, np.concatenate(hits), np.concatenate(places)))
+    return tuple(scores)
+
+
+def write_report(report: ProbeReport, folder: Path) -> None:
+    """probe.json and probe.md in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "probe.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    (folder / "probe.md").write_text(report.to_markdown())
+
+
+def draw_retrieval(
+    artifact: Artifact, data: LabelledPatches, picture: Path, *, rows: int = 6, seed: int = 0
+) -> None:
+    """Queries at the left, their nearest five places at other dates; a green frame is a hit."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    query, gallery = _query_rounds(data, seed)[0]
+    values = _unit(artifact.embed(data.reflectance))
+    chosen = np.random.default_rng(seed).permutation(len(query))[:rows]
+    figure, axes = plt.subplots(len(chosen), 6, figsize=(7.2, 1.25 * len(chosen)), squeeze=False)
+    for axis_row, sample in zip(axes, query[chosen], strict=True):
+        nearest = gallery[np.argsort(-(values[gallery] @ values[sample]))[:5]]
+        for axis, shown in zip(axis_row, [sample, *nearest], strict=True):
+            axis.imshow(_true_colour(artifact, data.reflectance[shown]))
+            axis.set_xticks([])
+            axis.set_yticks([])
+            hit = data.place[shown] == data.place[sample]
+            for spine in axis.spines.values():
+                spine.set(color="tab:green" if hit else "lightgrey", linewidth=2.5 if hit else 0.8)
+        axis_row[0].set_ylabel(data.classes[data.label[sample]], fontsize=6)
+    axes[0][0].set_title("query", fontsize=8)
+    axes[0][1].set_title("nearest, other dates", fontsize=8, loc="left")
+    figure.tight_layout(pad=0.4)
+    figure.savefig(picture, dpi=140)
+    plt.close(figure)
+
+
+def _feature_sets(artifact: Artifact, data: LabelledPatches) -> dict[str, Features]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        untrained = Encoder(artifact.spec.encoder).eval().requires_grad_(False)
+    untrained.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    blank = Artifact(
+        artifact.spec,
+        artifact.digest,
+        untrained,
+        artifact.global_statistics,
+        artifact.local_statistics,
+        {},
+    )
+    return {
+        "shared": artifact.embed(data.reflectance),
+        "image statistics": image_statistics(data.reflectance),
+        "untrained encoder": blank.embed(data.reflectance),
+    }
+
+
+def _nearest_neighbours(x: Features, y: Labels, test: Features) -> Labels:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    answers: Labels = KNeighborsClassifier(_NEIGHBOURS).fit(x, y).predict(test)
+    return answers
+
+
+def _linear(x: Features, y: Labels, test: Features) -> Labels:
+    from sklearn.linear_model import LogisticRegression
+
+    answers: Labels = LogisticRegression(max_iter=2000).fit(x, y).predict(test)
+    return answers
+
+
+def _answers(network: Classifier, features: Features) -> Labels:
+    with torch.inference_mode():
+        answers: Labels = network(torch.from_numpy(features)).argmax(1).numpy()
+    return answers
+
+
+def _score(probe_name: str, features: str, right: npt.NDArray[np.bool_], place: Labels) -> Score:
+    low, high = bootstrap_interval(right, place)
+    return Score(probe_name, features, float(right.mean()), low, high)
+
+
+def bootstrap_interval(
+    right: npt.NDArray[np.bool_], place: Labels, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the share of right answers, by resampling whole places.
+
+    Looks at one place at several dates are not independent, so places are what is drawn.
+    """
+    _, index = np.unique(place, return_inverse=True)
+    hits, counts = np.bincount(index, right), np.bincount(index)
+    drawn = np.random.default_rng(seed).integers(len(counts), size=(_BOOTSTRAPS, len(counts)))
+    shares = hits[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.percentile(shares, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _query_rounds(data: LabelledPatches, seed: int) -> list[tuple[Labels, Labels]]:
+    """(query samples, gallery samples) of each round, both in the order of the same places."""
+    rng = np.random.default_rng([seed, 5])
+    test = np.flatnonzero(data.split == "test")
+    looks = [test[data.place[test] == place] for place in np.unique(data.place[test])]
+    looks = [samples for samples in looks if len(samples) >= 2]
+    if len(looks) < 2:
+        return []
+    rounds = []
+    for _ in range(_RETRIEVAL_ROUNDS):
+        pairs = np.array([rng.choice(samples, 2, replace=False) for samples in looks])
+        rounds.append((pairs[:, 0], pairs[:, 1]))
+    return rounds
+
+
+def _nearest(queries: Features, gallery: Features) -> Labels:
+    """Index of the Euclidean nearest gallery row for each query row."""
+    squares = (gallery**2).sum(1)[None, :] - 2 * queries @ gallery.T
+    nearest: Labels = squares.argmin(1)
+    return nearest
+
+
+def _unit(values: Features) -> Features:
+    return values / (np.linalg.norm(values, axis=1, keepdims=True) + 1e-12)
+
+
+def _true_colour(artifact: Artifact, patch: Features) -> Features:
+    names: Sequence[str] = artifact.spec.bands
+    shown = [names.index(band) for band in ("B04", "B03", "B02") if band in names]
+    order = shown if len(shown) == 3 else [0, 0, 0]
+    return np.clip(np.nan_to_num(patch[order]).transpose(1, 2, 0) / 0.25, 0, 1)
+
+
+def _with_head(
+    artifact: Artifact, name: str, classes: tuple[str, ...], classifier: Classifier
+) -> Artifact:
+    first = classifier.layers[0]
+    assert isinstance(first, nn.Linear)
+    head = HeadSpec(classes=classes, hidden=first.out_features)
+    spec = artifact.spec.model_copy(update={"heads": {**artifact.spec.heads, name: head}})
+    return Artifact(
+        spec,
+        artifact.digest,
+        artifact.encoder,
+        artifact.global_statistics,
+        artifact.local_statistics,
+        {**artifact.heads, name: classifier},
+    )
+
+
+def _row(score: Score) -> str:
+    interval = f"{100 * score.low:.1f} – {100 * score.high:.1f}"
+    return f"| {score.features} | {score.probe} | {100 * score.accuracy:.1f} ({interval}) |"

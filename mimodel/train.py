@@ -1,0 +1,365 @@
+"""The one training loop: a game of players, resumable, the same for every method and data set.
+
+A run folder holds
+
+    config.yaml      the resolved configuration
+    metrics.jsonl    one line every `log_every` steps: mean terms since the line before
+    tensorboard/     the same figures
+    checkpoint.pt    for resuming alone
+    curves.png       the terms over the steps
+    artifact/        what the world gets
+
+The same command continues a run that was stopped. Batches, negatives and initial weights are
+functions of seed and step, so a resumed run equals an uninterrupted one.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from mimodel.artifact import Artifact, ArtifactSpec, save_artifact
+from mimodel.config import RunConfig, TrainingConfig, dump_config
+from mimodel.data.pairs import PairBatch, PairSource, prefetched
+from mimodel.errors import ArtifactError, TrainingError
+from mimodel.methods.base import Method, Player
+from mimodel.methods.infomax import SharedStage
+from mimodel.networks import inference_dtype
+
+Report = Callable[[int, int, Mapping[str, float]], None]
+"""Called after each step with (steps done, steps in all, latest figures)."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where a run stands when `train` returns."""
+
+    folder: Path
+    step: int
+    finished: bool
+    figures: Mapping[str, float]
+    seconds: float
+    """Time spent in the loop over all sessions of the run."""
+
+
+def train(config: RunConfig, folder: Path, report: Report) -> TrainingResult:
+    """Train or continue the run in `folder` and, at its end, write its artifact.
+
+    SIGINT and SIGTERM stop it after the step in hand, with a checkpoint; `finished` is then False.
+    """
+    _claim(config, folder)
+    settings = config.training
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    source = config.data.open(settings.seed)
+    run = _Run.start(config, source)
+    run.resume(folder)
+    with _MetricsFile(folder, run.step) as metrics, _stop_signals() as stop:
+        steps = range(run.step, run.step if run.over else settings.iterations)
+        for batch in prefetched(source, steps, settings.batch_size):
+            run.advance(batch)
+            if run.step % settings.log_every == 0 or run.over:
+                metrics.write(run.step, run.figures())
+            report(run.step, settings.iterations, metrics.latest)
+            if stop.requested or run.over or run.step % settings.checkpoint_every == 0:
+                run.save(folder)
+            if run.over:
+                break
+            if stop.requested:
+                return TrainingResult(folder, run.step, False, metrics.latest, run.seconds)
+    _write_artifact(config, source, run, folder)
+    draw_curves(folder / "metrics.jsonl", folder / "curves.png")
+    return TrainingResult(folder, run.step, True, metrics.latest, run.seconds)
+
+
+@final
+@dataclass
+class _Run:
+    """Everything that changes from step to step."""
+
+    settings: TrainingConfig
+    method: Method
+    optimisers: Sequence[torch.optim.Adam]
+    device: torch.device
+    autocast: torch.dtype
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    summed: int = 0
+
+    @classmethod
+    def start(cls, config: RunConfig, source: PairSource) -> "_Run":
+        settings = config.training
+        device = _device(settings)
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            method = config.method.build(len(source.normalisation.bands), source.image_size)
+        method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimisers = [
+            torch.optim.Adam(
+                player.parameters, lr=settings.learning_rate, betas=settings.betas, fused=True
+            )
+            for player in method.players
+        ]
+        precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        dtype = precision.get(settings.precision) or inference_dtype(device)
+        return cls(settings, method.train(), optimisers, device, dtype)
+
+    def advance(self, batch: PairBatch) -> None:
+        """One step of every player."""
+        started = time.perf_counter()
+        batch = PairBatch(self._place(batch.x), self._place(batch.y))
+        for player, optimiser in zip(self.method.players, self.optimisers, strict=True):
+            terms = self._terms(player, batch)
+            optimiser.zero_grad()
+            torch.stack(list(terms.values())).sum().backward(inputs=list(player.parameters))
+            optimiser.step()
+            for name, term in terms.items():
+                self.sums[name] = self.sums.get(name, torch.zeros(())) + term.detach().cpu()
+        self.step += 1
+        self.summed += 1
+        self.seconds += time.perf_counter() - started
+
+    @property
+    def over(self) -> bool:
+        """All iterations are done, or the time is up."""
+        out_of_time = self.seconds > (self.settings.minutes or float("inf")) * 60
+        return out_of_time or self.step >= self.settings.iterations
+
+    def figures(self) -> dict[str, float]:
+        """Mean of each term since the last call; a term that is not finite ends the run."""
+        means = {name: float(total) / self.summed for name, total in self.sums.items()}
+        for name, mean in means.items():
+            if not np.isfinite(mean):
+                raise TrainingError(
+                    f"the term {name!r} became {mean} between steps {self.step - self.summed} and "
+                    f"{self.step}; the checkpoint before is kept. Try precision float32 or a lower "
+                    "learning rate"
+                )
+        self.sums, self.summed = {}, 0
+        return {**means, "total": sum(means.values())}
+
+    def resume(self, folder: Path) -> None:
+        """Take over the state of the folder's checkpoint, if it has one."""
+        path = folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            self.method.load_state_dict(state["method"])
+            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+        except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+            raise TrainingError(
+                f"cannot continue from {path}: {error}; remove it to start the run anew"
+            ) from error
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.sums, self.summed = state["sums"], state["summed"]
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint; a kill in the middle leaves the one before."""
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "sums": self.sums,
+            "summed": self.summed,
+            "method": self.method.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+        }
+        partial = folder / "checkpoint.pt.partial"
+        torch.save(state, partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(folder / "checkpoint.pt")
+
+    def _terms(self, player: Player, batch: PairBatch) -> dict[str, Tensor]:
+        seed = np.random.SeedSequence([self.settings.seed, 3, self.step]).generate_state(1)
+        generator = Generator().manual_seed(int(seed[0]))
+        enabled = self.autocast is not torch.float32
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+            return self.method.objective(player, batch, generator)
+
+    def _place(self, images: Tensor) -> Tensor:
+        return images.to(self.device).contiguous(memory_format=torch.channels_last)
+
+
+@final
+class _MetricsFile:
+    """metrics.jsonl and TensorBoard, without the lines that a resumed run will write again."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._path = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(self._path) if line["step"] <= step]
+        self.latest: dict[str, float] = kept[-1] if kept else {}
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        self.latest = {"step": step, **figures}
+        with self._path.open("a") as file:
+            file.write(json.dumps(self.latest) + "\n")
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> "_MetricsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Lines of a metrics.jsonl; none where there is no file. A torn last line is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def draw_curves(metrics: Path, picture: Path) -> None:
+    """Each term of the objective over the steps, one panel a term."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = read_metrics(metrics)
+    names = [name for name in lines[-1] if name != "step"] if lines else []
+    figure, axes = plt.subplots(
+        1, max(len(names), 1), figsize=(3.2 * max(len(names), 1), 2.6), squeeze=False
+    )
+    for axis, name in zip(axes[0], names, strict=False):
+        axis.plot([line["step"] for line in lines], [line[name] for line in lines], lw=1)
+        axis.set(title=name, xlabel="step")
+        axis.grid(alpha=0.3)
+    figure.suptitle("weighted terms, minimised", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
+
+
+def _claim(config: RunConfig, folder: Path) -> None:
+    """Make the run folder, or check that it belongs to the same configuration."""
+    text = dump_config(config)
+    path = folder / "config.yaml"
+    if path.exists() and path.read_text() != text:
+        raise TrainingError(
+            f"{folder} holds a run of another configuration ({path}); choose another --out, or "
+            "remove the folder to start anew"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise TrainingError(f"cannot write the run folder {folder}: {error}") from error
+
+
+def _device(settings: TrainingConfig) -> torch.device:
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("training.device is cuda, but no GPU is visible; use cpu or auto")
+    return torch.device(settings.device)
+
+
+@dataclass
+class _Stop:
+    requested: bool = False
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """SIGINT and SIGTERM set a flag, so that a step is never torn; a second one acts at once."""
+    stop = _Stop()
+    previous: dict[int, Any] = {}
+
+    def request(number: int, _frame: FrameType | None) -> None:
+        stop.requested = True
+        signal.signal(number, previous[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _write_artifact(
+    config: RunConfig, source: PairSource, run: _Run, folder: Path
+) -> Artifact:
+    method = run.method
+    if not isinstance(method, SharedStage):
+        raise ArtifactError(f"a {type(method).__name__} has no artifact")
+    spec = ArtifactSpec(
+        name=folder.name,
+        encoder=method.encoder.spec,
+        normalisation=source.normalisation,
+        representations={"shared": method.encoder.spec.representation},
+        alpha=method.alpha,
+        beta=method.beta,
+        provenance={
+            **source.description,
+            "iterations": str(run.step),
+            "batch_size": str(config.training.batch_size),
+            "seed": str(config.training.seed),
+            "commit": _commit(),
+            "crossmi": version("crossmi"),
+            "torch": str(torch.__version__),
+        },
+    )
+    return save_artifact(folder / "artifact", spec, method.state_dict(), model_card(spec))
+
+
+def model_card(spec: ArtifactSpec, evaluation: str = "") -> str:
+    """README.md of an artifact: what it reads, where it comes from, what it is good for."""
+    lines = [
+        f"# {spec.name}",
+        "",
+        "A shared representation of Sentinel-2 patches, learnt without labels by cross mutual",
+        "information (Sanchez, Serrurier, Ortner 2019): what two dates of one place have in common.",
+        "",
+        f"- reads: {', '.join(spec.bands)} as reflectance (unitless), "
+        f"{spec.patch_size} x {spec.patch_size} pixels of 10 m, NaN where there is no data",
+        f"- gives: {', '.join(f'{n} ({d})' for n, d in spec.representations.items())}",
+        *[f"- head {name}: {', '.join(head.classes)}" for name, head in spec.heads.items()],
+        *[f"- {name.replace('_', ' ')}: {value}" for name, value in spec.provenance.items()],
+        "",
+        "Contains modified Copernicus Sentinel data where it was trained on real products.",
+    ]
+    return "\n".join(lines) + "\n" + (f"\n{evaluation}\n" if evaluation else "")
+
+
+def _commit() -> str:
+    """Commit of the source tree that this module runs from, or 'unknown' outside of one."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip()
+
