@@ -1,0 +1,179 @@
+"""The command `mimodel`: train, probe, info."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mimodel.errors import MimodelError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Representations of Sentinel-2 patches, learnt from pairs of dates without labels.",
+)
+
+_SECONDS_BETWEEN_LINES = 15
+
+
+@app.command(
+    epilog="Example: mimodel train --config configs/data/sentinel2.yaml "
+    "--config configs/method/infomax.yaml --set data.cube=cube.zarr --out runs/shared"
+)
+def train(
+    config: Annotated[list[Path], typer.Option(help="YAML file; repeatable, later ones win.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make, or to continue.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override any field; repeatable."),
+    ] = None,
+) -> None:
+    """Learn a representation and write it as an artifact.
+
+    Ctrl-C stops after the step in hand; the same command continues the run.
+    """
+    with _one_sentence():
+        from mimodel.config import load_config
+        from mimodel.train import train as run
+
+        resolved = load_config(config, set_ or [])
+        with _progress(out.name) as report:
+            result = run(resolved, out, report)
+        figures = ", ".join(f"{k} {v:.3f}" for k, v in result.figures.items() if k != "step")
+        took = f"{result.step} steps in {result.seconds / 60:.1f} minutes; {figures}"
+        if not result.finished:
+            typer.echo(f"{out}: stopped after {took}. The same command continues.", err=True)
+            raise typer.Exit(130)
+        typer.echo(f"{out / 'artifact'}: {took}; curves in {out / 'curves.png'}")
+
+
+@app.command(
+    epilog="Example: mimodel probe runs/shared/artifact --cube cube.zarr "
+    "--labels products/truth/landcover --out runs/shared/probe"
+)
+def probe(
+    artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
+    out: Annotated[Path, typer.Option(help="Folder for figures and pictures.")],
+    cube: Annotated[Path | None, typer.Option(help="Cube whose patches are probed.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of categorical rasters, <tile>.tif, for --cube.")
+    ] = None,
+    eurosat: Annotated[Path | None, typer.Option(help="EuroSAT RGB archive, .tar.")] = None,
+    iterations: Annotated[int, typer.Option(min=1, help="Steps of the MLP of Table 7.")] = 10_000,
+    dates: Annotated[int, typer.Option(min=1, help="Dates a place, at most.")] = 4,
+    min_valid: Annotated[float, typer.Option(help="Valid pixels a look needs, 0 to 1.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="Draws dates, queries, initial weights.")] = 0,
+) -> None:
+    """Measure what a frozen representation knows, beside controls, with intervals.
+
+    Give --cube with --labels, or --eurosat. The MLP of Table 7 is put into the artifact, so that
+    the service can classify with it.
+    """
+    with _one_sentence():
+        from mimodel.artifact import Artifact
+        from mimodel.probe import draw_retrieval, write_report
+        from mimodel.probe import probe as run
+        from mimodel.train import model_card
+
+        loaded = Artifact.load(artifact)
+        if cube and labels and not eurosat:
+            from mimodel.data.sentinel2 import labelled_cube
+
+            data = labelled_cube(
+                cube, labels, bands=loaded.spec.bands, min_valid=min_valid, dates=dates, seed=seed
+            )
+        elif eurosat and not cube and not labels:
+            from mimodel.data.eurosat import labelled_eurosat
+
+            data = labelled_eurosat(eurosat)
+        else:
+            raise typer.BadParameter("give either --cube with --labels, or --eurosat")
+        head = "eurosat" if eurosat else "landcover"
+        report, probed = run(
+            loaded, data, head=head, iterations=iterations, seed=seed, report=typer.echo
+        )
+        write_report(report, out)
+        if report.retrieval:
+            draw_retrieval(loaded, data, out / "retrieval.png", seed=seed)
+        saved = probed.save(artifact, model_card(probed.spec, report.to_markdown()))
+        typer.echo(report.to_markdown())
+        typer.echo(f"{out}: figures; {artifact} is now {saved.id} with the head {head!r}")
+
+
+@app.command(epilog="Example: mimodel info runs/shared/artifact")
+def info(artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")]) -> None:
+    """Verify an artifact and print its model card."""
+    with _one_sentence():
+        from mimodel.artifact import Artifact
+
+        loaded = Artifact.load(artifact)
+        typer.echo((artifact / "README.md").read_text())
+        typer.echo(f"{loaded.id}: verified, SHA-256 {loaded.digest}")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Errors meant for the user become a sentence and exit code 2."""
+    try:
+        yield
+    except MimodelError as error:
+        typer.echo(f"mimodel: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("mimodel: interrupted", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
+    """A bar on a terminal, a line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        yield _plain_lines(name)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn(name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, loss="")
+        yield lambda step, total, figures: bar.update(
+            task, completed=step, total=total, loss=_loss(figures)
+        )
+
+
+def _plain_lines(name: str) -> Callable[[int, int, Mapping[str, float]], None]:
+    printed = time.monotonic()
+
+    def report(step: int, total: int, figures: Mapping[str, float]) -> None:
+        nonlocal printed
+        if step == total or time.monotonic() - printed > _SECONDS_BETWEEN_LINES:
+            printed = time.monotonic()
+            typer.echo(f"{name}: step {step} of {total} {_loss(figures)}", err=True)
+
+    return report
+
+
+def _loss(figures: Mapping[str, float]) -> str:
+    return f"loss {figures['total']:.3f}" if "total" in figures else ""
