@@ -22,7 +22,7 @@ import numpy.typing as npt
 from s2pairs import shards
 from s2pairs.bands import OFFSET, QUANTIFICATION, SCALE, STORED_NO_DATA, wavelengths_nm
 from s2pairs.errors import CubeError
-from s2pairs.patches import PATCH_PX, PatchTable
+from s2pairs.patches import PATCH_PX, SPLITS, PatchTable
 from s2pairs.shards import Index, Pixels, ShardLayout
 
 FORMAT = "s2pairs cube"
@@ -318,19 +318,43 @@ def write_shard(path: Path, shard: int, layout: ShardLayout, pixels: Pixels) -> 
     _put(_ledger_file(path, shard), shards.with_crc(digest))
 
 
-def check(path: Path) -> Iterator[Damage | None]:
-    """Read a whole cube; yields one item a shard and one for the rest, None where all is well."""
+def check(path: Path) -> Iterator[tuple[Damage | None, int, int]]:
+    """Read a whole cube: for each part its damage or None, how many are done, how many there are.
+
+    The parts are the shards and, as one more, all that was written with the plan.
+    """
     cube = _open(path)
-    yield (
-        None
-        if _static_parts_hold(cube)
-        else Damage(
-            None, f"coordinates or attributes were changed; remove {path} and build it again"
-        )
-    )
+    total = cube.shards + 1
+    changed = f"coordinates or attributes were changed; remove {path} and build it again"
+    yield None if _static_parts_hold(cube) else Damage(None, changed), 1, total
     for shard in range(cube.shards):
         what = _damage(path, shard)
-        yield Damage(shard, f"{what}; {_AGAIN}") if what else None
+        yield Damage(shard, f"{what}; {_AGAIN}") if what else None, shard + 2, total
+
+
+def describe(cube: Cube) -> dict[str, str]:
+    """What a user wants to know of a cube, as lines of name and text."""
+    days = cube.acquired.astype("datetime64[D]")
+    raw = len(cube) * cube.dates * len(cube.bands) * PATCH_PX * PATCH_PX * 2
+    pixels = sum(_shard_file(cube.path, shard).stat().st_size for shard in range(cube.shards))
+    on_disk = sum(file.stat().st_size for file in cube.path.rglob("*") if file.is_file())
+    valid = cube.valid_fraction
+    names, counts = np.unique(cube.tile, return_counts=True)
+    return {
+        "patches": f"{len(cube)} of {PATCH_PX} x {PATCH_PX} pixels of 10 m",
+        "tiles": ", ".join(f"{name} ({count})" for name, count in zip(names, counts, strict=True)),
+        "splits": ", ".join(f"{name} {(cube.split == name).sum()}" for name in SPLITS),
+        "dates": f"{cube.dates} a patch, {days.min()} to {days.max()}",
+        "bands": ", ".join(cube.bands),
+        "level": str(cube.attributes["level"]),
+        "valid pixels": f"{valid.mean():.1%} on average; {(valid < 1).mean():.1%} of the "
+        f"images have some no-data, {(valid == 0).mean():.1%} nothing else",
+        "products": f"{len(cube.attributes['products'])} used, "
+        f"{len(cube.attributes['products_left_out'])} left out",
+        "on disk": f"{on_disk / 1e6:.1f} MB in {cube.shards} shards; "
+        f"pixels compressed {raw / pixels:.2f} times",
+        "digest": cube.digest,
+    }
 
 
 def _damage(path: Path, shard: int) -> str | None:

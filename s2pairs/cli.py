@@ -1,0 +1,178 @@
+"""The command `s2pairs`: simulate, build, info, check, preview."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from s2pairs.bands import DEFAULT_BANDS, parse_bands
+from s2pairs.errors import CubeError, S2PairsError, SourceError
+from s2pairs.tiles import read_tiles
+
+if TYPE_CHECKING:
+    from s2pairs.scenes import Catalogue
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Sentinel-2 tiles to a cube of patches at several dates.",
+)
+
+_DEFAULT_BANDS = ",".join(DEFAULT_BANDS)
+_PROCESSORS = os.cpu_count() or 1
+
+CubePath = Annotated[Path, typer.Argument(metavar="CUBE", help="Folder of a cube, cube.zarr.")]
+Tiles = Annotated[Path, typer.Option(help="Text file with one tile id a line, such as 31TCJ.")]
+Bands = Annotated[str, typer.Option(help="Bands by name, in the order of the cube.")]
+Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="As 2016-01-31.")]
+
+_BUILD_EXAMPLE = (
+    "Example: s2pairs build --tiles configs/tiles/sanchez2019.txt --source safe:products "
+    "--out cube.zarr --start 2016-01-01 --end 2018-12-31"
+)
+
+
+@app.command(epilog=_BUILD_EXAMPLE)
+def build(
+    *,
+    tiles: Tiles,
+    source: Annotated[str, typer.Option(help="Where products are: safe:DIR.")],
+    out: Annotated[Path, typer.Option(help="The cube to make, or to go on making.")],
+    dates: Annotated[int, typer.Option(min=1, help="Dates a tile, regular in time.")] = 12,
+    max_cloud: Annotated[float, typer.Option(help="Most cloud of a product, percent.")] = 2.0,
+    regions: Annotated[int, typer.Option(min=1, help="Most regions a tile.")] = 100,
+    region_size: Annotated[int, typer.Option(help="Side of a region, pixels of 10 m.")] = 512,
+    start: Day = None,
+    end: Day = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the regions.")] = 0,
+    bands: Bands = _DEFAULT_BANDS,
+    workers: Annotated[int, typer.Option(min=1, help="Threads.")] = _PROCESSORS,
+) -> None:
+    """Make a cube from products: choose dates, cut regions into patches, write them.
+
+    The days --start and --end both belong to the period. An interrupted build resumes with the
+    same command.
+    """
+    with _one_sentence(on_interrupt="the same command resumes it"):
+        from s2pairs.build import Request
+        from s2pairs.build import build as run
+
+        request = Request(
+            tiles=tuple(read_tiles(tiles)),
+            bands=parse_bands(bands),
+            dates=dates,
+            max_cloud=max_cloud,
+            regions=regions,
+            region_size=region_size,
+            start=start.replace(tzinfo=UTC) if start else None,
+            end=end.replace(tzinfo=UTC) + timedelta(days=1) if end else None,
+            seed=seed,
+        )
+        catalogue = _catalogue(source, request.bands)
+        with _progress("shards") as progress:
+            report = run(request, catalogue, out, workers=workers, progress=progress)
+        typer.echo(
+            f"{report.path}: {report.patches} patches of {len(request.tiles)} tiles at "
+            f"{report.dates} dates in {report.shards} shards "
+            f"({report.already_built} stood already), {report.left_out} products left out"
+        )
+
+
+@app.command(epilog="Example: s2pairs info cube.zarr")
+def info(cube: CubePath) -> None:
+    """Describe a cube: tiles, dates, splits, bands, valid pixels, size."""
+    with _one_sentence():
+        from rich.console import Console
+        from rich.table import Table
+
+        from s2pairs.cube import describe, open_cube
+
+        table = Table(show_header=False, title=str(cube))
+        for name, value in describe(open_cube(cube)).items():
+            table.add_row(name, value)
+        Console().print(table)
+
+
+@app.command(epilog="Example: s2pairs check cube.zarr")
+def check(cube: CubePath) -> None:
+    """Read a whole cube and compare it with its ledger; exit code 2 if anything differs."""
+    with _one_sentence():
+        from s2pairs.cube import check as verify
+
+        damages = []
+        with _progress("parts") as progress:
+            for damage, done, total in verify(cube):
+                progress(done, total)
+                damages += [damage] if damage else []
+        if damages:
+            listed = "\n".join(f"  {damage}" for damage in damages)
+            raise CubeError(f"{cube} is damaged in {len(damages)} places:\n{listed}")
+        typer.echo(f"{cube}: all {total} parts are as they were built")
+
+
+@app.command(epilog="Example: s2pairs preview cube.zarr --out dates.png")
+def preview(
+    cube: CubePath,
+    out: Annotated[Path, typer.Option(help="Picture to write, .png.")],
+    patches: Annotated[int, typer.Option(min=1, help="How many places.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the places.")] = 0,
+) -> None:
+    """Draw a few patches, their dates side by side in true colour."""
+    with _one_sentence():
+        from s2pairs.cube import open_cube
+        from s2pairs.preview import draw_dates
+
+        drawn = draw_dates(open_cube(cube), out, count=patches, seed=seed)
+        typer.echo(f"{out}: {drawn} patches")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _catalogue(source: str, bands: tuple[str, ...]) -> "Catalogue":
+    from s2pairs.sources.safe import SafeCatalogue
+
+    kind, _, place = source.partition(":")
+    if kind != "safe" or not place:
+        raise SourceError(f"unknown source {source!r}; expected safe:DIR, such as safe:products")
+    return SafeCatalogue(Path(place), bands)
+
+
+@contextmanager
+def _one_sentence(on_interrupt: str = "nothing was changed") -> Iterator[None]:
+    """Errors meant for the user become a sentence and exit code 2, Ctrl-C exit code 130."""
+    try:
+        yield
+    except S2PairsError as error:
+        typer.echo(f"s2pairs: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo(f"s2pairs: interrupted; {on_interrupt}", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; elsewhere a line at each tenth."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(unit, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    else:
+        yield lambda done, total: _line(unit, done, total)
+
+
+def _line(unit: str, done: int, total: int) -> None:
+    if done and done * 10 // total > (done - 1) * 10 // total:
+        typer.echo(f"{done} of {total} {unit}", err=True)
