@@ -1,0 +1,117 @@
+"""Tile lists, and the ground of tiles against genuine products and an independent library."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import mgrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s2pairs.errors import TileError
+from s2pairs.tiles import TileId, read_tiles
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.realdata
+def test_corners_are_those_of_genuine_products(crossmi_data: Path) -> None:
+    granules = sorted((crossmi_data / "safe_metadata").glob("*.SAFE/GRANULE/*/MTD_TL.xml"))
+    assert len(granules) == 4
+    southern = 0
+    for path in granules:
+        root = ET.parse(path).getroot()
+        tile = TileId.parse(path.parent.name.split("_")[1])
+        corner = int(root.findtext(".//ULX") or 0), int(root.findtext(".//ULY") or 0)
+        assert tile.upper_left() == corner
+        assert root.findtext(".//HORIZONTAL_CS_CODE") == f"EPSG:{tile.epsg}"
+        southern += tile.southern
+    assert southern == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "epsg", "corner"),
+    [
+        # northern, odd and even zones; both beside the widened zones of Norway
+        ("31TCJ", 32631, (300000, 4900020)),
+        ("32VNM", 32632, (499980, 6700020)),
+        # southern
+        ("19KDQ", 32719, (399960, 7500040)),
+        ("55HDU", 32755, (399960, 5900020)),
+    ],
+)
+def test_corners(name: str, epsg: int, corner: tuple[int, int]) -> None:
+    tile = TileId.parse(name)
+    assert (tile.epsg, tile.upper_left()) == (epsg, corner)
+
+
+@settings(max_examples=500, deadline=None)
+@given(latitude=st.floats(-79.9, 83.9), longitude=st.floats(-180, 179.999))
+def test_each_place_lies_in_the_tile_that_another_library_names(
+    latitude: float, longitude: float
+) -> None:
+    from rasterio.warp import transform
+
+    name = mgrs.MGRS().toMGRS(latitude, longitude, MGRSPrecision=0)
+    tile = TileId.parse(name.rjust(5, "0"))
+    (east,), (north,) = transform("EPSG:4326", f"EPSG:{tile.epsg}", [longitude], [latitude])
+    left, top = tile.upper_left()
+    assert -1 <= east - left <= 109_801
+    assert -1 <= top - north <= 109_801
+
+
+def test_the_tiles_of_the_paper() -> None:
+    tiles = read_tiles(ROOT / "configs" / "tiles" / "sanchez2019.txt")
+    assert len(tiles) == len(set(tiles)) == 42
+
+
+def test_a_list_has_comments_blank_lines_and_order(tmp_path: Path) -> None:
+    path = tmp_path / "tiles.txt"
+    path.write_text("# two\n\n  T31TCJ # Toulouse\n19kdq\n\n")
+    assert [tile.name for tile in read_tiles(path)] == ["31TCJ", "19KDQ"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("31TCJ\nfoo\n", "line 2: 'foo' is not a tile id: .* such as 31TCJ"),
+        ("31TCJ\n\n31TCJ\n", "line 3: 31TCJ stands already on line 1"),
+        ("# none\n", "names no tile"),
+        ("31TAB\n", "line 1: 31TAB is not a tile of the grid"),
+        ("31TSJ\n", "line 1: 31TSJ is not a tile of the grid"),
+    ],
+)
+def test_a_bad_list_says_where_and_what(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "tiles.txt"
+    path.write_text(text)
+    with pytest.raises(TileError, match=expected):
+        read_tiles(path)
+
+
+def test_a_list_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for name in ("missing", "binary", "."):
+        with pytest.raises(TileError, match="cannot read the tile list"):
+            read_tiles(tmp_path / name)
+
+
+# letters and digits that pass, and some that only look like them or lead out of a folder
+ALPHABET = "0123456789TCJtcjIO./\\\x00\n \u0663\uff13\u0421\u2160\u0130"
+HOSTILE = ["../31T", "31TCJ/..", "31TC\x00", "31TCJ\n31TCJ", "٣١TCJ", "31TСJ", "31TIO", "00TCJ"]
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "61TCJ", "31tcj1", "", "T", "3１TCJ", "31TCJ" * 9])
+def test_hostile_ids(text: str) -> None:
+    with pytest.raises(TileError):
+        TileId.parse(text)
+
+
+@given(st.text(alphabet=ALPHABET, max_size=7))
+def test_whatever_is_accepted_is_five_plain_characters(text: str) -> None:
+    try:
+        tile = TileId.parse(text)
+    except TileError:
+        return
+    assert len(tile.name) == 5
+    assert tile.name.isascii()
+    assert tile.name.isalnum()
