@@ -356,8 +356,10 @@ def _scaled(pixels: Pixels, declared: Declared) -> Reflectance:
             "reflectance = number * scale + offset, such as scale=0.0001 for Sentinel-2 before "
             "processing baseline 04.00, and offset=-0.1 with it from then on"
         )
-    with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+    # What overflows is infinite, and refused as such; a signalling NaN is as good as another.
+    with np.errstate(over="ignore", invalid="ignore"):
         reflectance = pixels.astype(np.float32, order="C")
+        reflectance[np.isnan(reflectance)] = np.nan
         if declared.scale is not None:
             reflectance *= np.float32(declared.scale)
         if declared.offset:

@@ -96,10 +96,15 @@ def tiff_of_640_gigabytes() -> bytes:
 
 def tiff_of_a_huge_block() -> bytes:
     """64 x 64 pixels in one block of 16384 x 16384, whose 2 GiB compress to 2 MB."""
-    packer = zlib.compressobj(9)
-    zeros = bytes(1 << 24)
-    tile = b"".join(packer.compress(zeros) for _ in range((16384 * 16384 * 8) >> 24))
-    return tiled_tiff(64, 16384, tile + packer.flush(), 1)
+    return tiled_tiff(64, 16384, deflated_zeros(16384 * 16384 * 8), 1)
+
+
+def deflated_zeros(count: int) -> bytes:
+    """A zlib stream of `count` zeros, a multiple of 2^24; made from one piece, so at once."""
+    packer = zlib.compressobj(9, wbits=-15)
+    piece = packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)
+    adler = (count % 65521) << 16 | 1
+    return b"\x78\xda" + piece * (count >> 24) + packer.flush() + struct.pack(">I", adler)
 
 
 def vrt_of(path: str) -> bytes:

@@ -1,8 +1,16 @@
 """An untrained artifact and a running service on loopback, shared by the tests of the service."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -75,3 +83,65 @@ def patches() -> npt.NDArray[np.float32]:
     pixels = np.random.default_rng(3).uniform(0.0, 0.5, (3, 4, 64, 64)).astype(np.float32)
     pixels[1, :, :16] = np.nan
     return pixels
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that runs as a process of its own."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    def peak_memory(self) -> int:
+        """The most bytes that it had in memory so far."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert found
+        return int(found[1]) * 1024
+
+    def stop(self) -> int:
+        """Its exit code after SIGTERM."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+
+@contextmanager
+def serving(artifact_folder: Path, *options: str, **environment: str) -> Iterator[Running]:
+    """`crossmi-service` on a free port of loopback, ready, and stopped afterwards."""
+    command = [sys.executable, "-m", "service.cli", "--artifact", str(artifact_folder)]
+    process = subprocess.Popen(
+        [*command, "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    try:
+        assert process.stdout
+        address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+        assert address, "the service did not say where it listens"
+        retries = httpx.HTTPTransport(retries=3)
+        with httpx.Client(base_url=address[0], timeout=60, transport=retries) as client:
+            while client.get("/readyz").status_code == 503:
+                assert process.poll() is None
+        yield Running(process, address[0])
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def service(artifact_folder: Path) -> Iterator[Running]:
+    """One service with small limits, for all tests that change nothing in it."""
+    limits = ["max_patches=8", "max_pixels=40000", "max_windows=100", "max_body_bytes=4194304"]
+    options = [part for limit in limits for part in ("--limit", limit)]
+    with serving(artifact_folder, *options) as running:
+        yield running
+
+
+@pytest.fixture
+def client(service: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.url, timeout=60) as client:
+        yield client

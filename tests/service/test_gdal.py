@@ -1,0 +1,139 @@
+"""An upload makes GDAL read no other file and call no other host: two walls, each tried alone."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.decode import TIFF, Declared, Expected, decode_patches
+from service.errors import MalformedError
+from tests.service import bodies
+
+CANARY = np.full((4, 64, 64), 77, np.uint8)
+PIXELS = CANARY.tobytes()
+
+
+class CanaryServer(HTTPServer):
+    """Serves the canary under any path and remembers who asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        asked = self.asked
+        picture = bodies.geotiff_bytes(CANARY)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(picture)))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(picture)
+
+            def do_HEAD(self) -> None:
+                self.do_GET()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture
+def canary_server() -> Iterator[CanaryServer]:
+    with CanaryServer() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def canary_file(tmp_path: Path) -> Path:
+    path = tmp_path / "canary.tif"
+    path.write_bytes(bodies.geotiff_bytes(CANARY))
+    return path
+
+
+# Reads the payload on standard input as GDAL likes best, and prints the pixels that come out.
+READ = """
+import sys
+{before}
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+import warnings
+warnings.simplefilter("ignore", NotGeoreferencedWarning)
+try:
+    with MemoryFile(sys.stdin.buffer.read()) as file, file.open() as dataset:
+        sys.stdout.buffer.write(dataset.read().tobytes())
+except RasterioError:
+    pass
+"""
+LIMIT = "from service.decode import limit_gdal; limit_gdal()"
+
+
+def pixels_read(payload: bytes, before: str = "") -> bytes:
+    command = [sys.executable, "-c", READ.format(before=before)]
+    return subprocess.run(command, input=payload, capture_output=True, check=True).stdout
+
+
+def test_without_a_wall_a_vrt_reads_any_file_and_calls_any_host(
+    canary_file: Path, canary_server: CanaryServer
+) -> None:
+    # So the payloads of the other tests are potent.
+    assert pixels_read(bodies.vrt_of(str(canary_file))) == PIXELS
+    assert pixels_read(bodies.vrt_of(f"/vsicurl/{canary_server.url}/canary.tif")) == PIXELS
+    assert canary_server.asked
+
+
+def test_a_limited_process_has_one_driver_and_reaches_nothing(
+    canary_file: Path, canary_server: CanaryServer
+) -> None:
+    listed = "; from rasterio.env import Env\nwith Env() as e: sys.exit(str(list(e.drivers())))"
+    command = [sys.executable, "-c", f"import sys; {LIMIT}{listed}"]
+    drivers = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    assert drivers.splitlines()[-1] == "['GTiff']"
+    for payload in payloads(canary_file, canary_server):
+        assert pixels_read(payload, LIMIT) == b""
+    assert canary_server.asked == []
+    good = bodies.geotiff_bytes(CANARY, compress="DEFLATE")
+    assert pixels_read(good, LIMIT) == PIXELS
+
+
+def test_the_decoder_reaches_nothing_even_where_gdal_has_all_its_drivers(
+    canary_file: Path, canary_server: CanaryServer
+) -> None:
+    before = canary_file.read_bytes()
+    expected = Expected(("B04", "B03", "B02", "B08"), 64, 1, 64 * 64, 1 << 20)
+    for payload in payloads(canary_file, canary_server):
+        with pytest.raises(MalformedError, match="not a TIFF"):
+            decode_patches(payload, TIFF, Declared(scale=0.01), expected)
+        # Nor if a TIFF's first bytes stand before it.
+        with pytest.raises(MalformedError, match="cannot read"):
+            decode_patches(b"II*\0" + payload, TIFF, Declared(scale=0.01), expected)
+    assert canary_server.asked == []
+    assert canary_file.read_bytes() == before
+
+
+def payloads(file: Path, server: CanaryServer) -> list[bytes]:
+    url = f"/vsicurl/{server.url}/canary.tif"
+    return [
+        bodies.vrt_of(str(file)),
+        bodies.vrt_of(url),
+        bodies.raw_vrt_of(str(file)),
+        bodies.mrf_of(str(file)),
+        bodies.mrf_of(url),
+        bodies.wms_of(server.url),
+        f"/vsicurl/{server.url}/canary.tif".encode(),
+        str(file).encode(),
+    ]

@@ -1,0 +1,324 @@
+"""The service as its users meet it: a process of its own, real HTTP on loopback."""
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from mimodel.artifact import Artifact
+from mimodel.similarity import similarity_map
+from service.errors import PROBLEM_TYPE
+from tests.service import bodies
+from tests.service.bodies import geotiff_bytes, npy_bytes
+from tests.service.conftest import CLASSES, Running
+
+NPY = {"Content-Type": "application/x-npy"}
+TIFF = {"Content-Type": "image/tiff"}
+JSON = {"Content-Type": "application/json"}
+AS_NPY = {"Accept": "application/x-npy"}
+
+Patches = npt.NDArray[np.float32]
+
+
+def array_of(response: httpx.Response) -> npt.NDArray[np.float32]:
+    assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"] == "application/x-npy"
+    array: npt.NDArray[np.float32] = np.load(io.BytesIO(response.content), allow_pickle=False)
+    return array
+
+
+def refused(response: httpx.Response, status: int, says: str = "") -> None:
+    """Assert a problem document (RFC 9457) of that status."""
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == PROBLEM_TYPE
+    document = response.json()
+    assert document["status"] == status
+    assert document["type"] == "about:blank"
+    assert document["title"]
+    assert says in document["detail"]
+
+
+def test_embed_equals_embedding_in_process(
+    client: httpx.Client, artifact: Artifact, patches: Patches
+) -> None:
+    expected = artifact.embed(patches)
+    sent = npy_bytes(patches)
+    answer = client.post("/embed", content=sent, headers=NPY | AS_NPY)
+    assert array_of(answer).tobytes() == expected.tobytes()
+    assert answer.headers["X-Artifact"] == artifact.digest
+    document = client.post("/embed", content=sent, headers=NPY).json()
+    assert np.array(document["shared"], np.float32).tobytes() == expected.tobytes()
+    assert document["valid_fraction"] == [1.0, 0.75, 1.0]
+    assert document["artifact"] == {"id": artifact.id, "digest": artifact.digest}
+
+
+def test_classify_equals_classifying_in_process(
+    client: httpx.Client, artifact: Artifact, patches: Patches
+) -> None:
+    expected = artifact.classify(patches)
+    sent = npy_bytes(patches)
+    answer = client.post("/classify", content=sent, headers=NPY | AS_NPY)
+    assert array_of(answer).tobytes() == expected.tobytes()
+    document = client.post("/classify?head=cover", content=sent, headers=NPY).json()
+    assert document["classes"] == list(CLASSES)
+    assert np.array(document["probabilities"], np.float32).tobytes() == expected.tobytes()
+    refused(client.post("/classify?head=other", content=sent, headers=NPY), 422, "it has: cover")
+
+
+def test_every_upload_format_has_the_same_answer(
+    client: httpx.Client, artifact: Artifact, patches: Patches
+) -> None:
+    one = patches[1:2]
+    lists = one.astype(object)
+    lists[np.isnan(one)] = None
+    uploads: list[tuple[dict[str, str], bytes]] = [
+        (NPY, npy_bytes(one)),
+        (TIFF, geotiff_bytes(one[0], compress="DEFLATE")),
+        (TIFF, geotiff_bytes(one[0, [3, 0, 1, 2]], ["B08", "B04", "B03", "B02"])),
+        (JSON, json.dumps({"reflectance": lists.tolist()}).encode()),
+        (JSON, json.dumps({"npy": base64.b64encode(npy_bytes(one)).decode()}).encode()),
+    ]
+    expected = artifact.embed(one).tobytes()
+    for headers, body in uploads:
+        answer = client.post("/embed", content=body, headers=headers | AS_NPY)
+        assert array_of(answer).tobytes() == expected
+
+
+def test_digital_numbers_with_an_offset(client: httpx.Client, artifact: Artifact) -> None:
+    numbers = np.random.default_rng(0).integers(1000, 4000, (2, 4, 64, 64), np.uint16)
+    numbers[:, :, 0] = 0
+    query = {"scale": 1e-4, "offset": -0.1, "nodata": 0, "bands": "B02,B03,B04,B08"}
+    reflectance = (numbers * 1e-4 - 0.1).astype(np.float32)
+    reflectance[numbers == 0] = np.nan
+    sent = npy_bytes(numbers)
+    answer = client.post("/embed", params=query, content=sent, headers=NPY | AS_NPY)
+    expected = artifact.embed(reflectance, ["B02", "B03", "B04", "B08"])
+    # bfloat16 arithmetic, where the processor has it, sees a difference in the last bit.
+    np.testing.assert_allclose(array_of(answer), expected, atol=2e-2)
+
+
+def test_constant_and_empty_patches_have_finite_answers(
+    client: httpx.Client, artifact: Artifact
+) -> None:
+    odd = np.stack([np.full((4, 64, 64), value, np.float32) for value in (0, 0.3, 8, np.nan)])
+    for path, key in (("/embed", "shared"), ("/classify", "probabilities")):
+        document = client.post(path, content=npy_bytes(odd), headers=NPY).json()
+        assert np.isfinite(np.array(document[key], np.float64)).all()
+        assert document["valid_fraction"] == [1.0, 1.0, 1.0, 0.0]
+
+
+@pytest.fixture
+def image() -> Patches:
+    """An image (4, 80, 112) with a corner without data."""
+    image = np.random.default_rng(5).uniform(0, 0.4, (4, 80, 112)).astype(np.float32)
+    image[1, :50, :40] = np.nan
+    return image
+
+
+def test_similarity_equals_the_map_in_process(
+    client: httpx.Client, artifact: Artifact, image: Patches
+) -> None:
+    expected = similarity_map(artifact, image, (60, 70), stride=8)
+    query = {"row": 60, "col": 70}
+    document = client.post(
+        "/similarity", params=query, content=npy_bytes(image), headers=NPY
+    ).json()
+    assert document["rows"] == expected.row_centres.tolist()
+    assert document["cols"] == expected.col_centres.tolist()
+    assert document["query"] == [60, 70]
+    scores = np.array(document["scores"], np.float32)
+    missing = np.isnan(image[1][np.ix_(expected.row_centres, expected.col_centres)])
+    assert missing.any()
+    np.testing.assert_array_equal(np.isnan(scores), missing)
+    np.testing.assert_array_equal(scores[~missing], expected.scores[~missing])
+    for headers, body in ((NPY, npy_bytes(image)), (TIFF, geotiff_bytes(image))):
+        answer = client.post("/similarity", params=query, content=body, headers=headers | AS_NPY)
+        full = array_of(answer)
+        np.testing.assert_array_equal(np.isnan(full), np.isnan(image[1]))
+        np.testing.assert_array_equal(full[60:], expected.to_image()[60:])
+
+
+def test_similarity_as_a_picture(client: httpx.Client, image: Patches) -> None:
+    answer = client.post(
+        "/similarity",
+        params={"row": 60, "col": 70},
+        content=npy_bytes(image),
+        headers=NPY | {"Accept": "image/png"},
+    )
+    assert answer.headers["Content-Type"] == "image/png"
+    picture = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert picture.shape == (80, 112, 4)
+    np.testing.assert_array_equal(picture[..., 3] == 0, np.isnan(image[1]))
+    assert picture[60, 70 + 5].tolist() == [255, 255, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ({"row": 80, "col": 0}, "outside the image of 80 x 112"),
+        ({"row": 0, "col": 112}, "outside the image of 80 x 112"),
+        ({"row": 10, "col": 10}, "no data"),
+        ({"row": 60, "col": 70, "stride": 1}, "stride 1 makes 833"),
+        ({"row": -1, "col": 70}, "query.row"),
+        ({"row": "x", "col": 70}, "query.row"),
+        ({"col": 70}, "query.row: Field required"),
+        ({"row": 60, "col": 70, "stride": 0}, "query.stride"),
+        ({"row": 60, "col": 70, "bands": "B02,../x"}, "query.bands"),
+        ({"row": 60, "col": 70, "secret": 1}, "query: Extra inputs"),
+        ({"row": 60, "col": 70, "scale": "nan"}, "query.scale"),
+        ({"row": 60, "col": 70, "nodata": "inf"}, "query.nodata"),
+    ],
+)
+def test_a_query_that_does_not_fit_is_refused(
+    client: httpx.Client, image: Patches, query: dict[str, str], says: str
+) -> None:
+    answer = client.post("/similarity", params=query, content=npy_bytes(image), headers=NPY)
+    refused(answer, 422, says)
+    assert "secret" not in answer.text
+    assert "../x" not in answer.text
+
+
+def nothing_changes(client: httpx.Client, patches: Patches) -> Iterator[None]:
+    """The same good request has the same bytes for answer before and after."""
+    sent = npy_bytes(patches)
+    before = client.post("/embed", content=sent, headers=NPY | AS_NPY)
+    yield
+    after = client.post("/embed", content=sent, headers=NPY | AS_NPY)
+    assert before.status_code == after.status_code == 200
+    assert before.content == after.content
+
+
+@pytest.fixture(name="nothing_changes")
+def nothing_changes_fixture(client: httpx.Client, patches: Patches) -> Iterator[None]:
+    yield from nothing_changes(client, patches)
+
+
+def with_pixel(value: float) -> bytes:
+    pixels = np.full((1, 4, 64, 64), 0.2, np.float32)
+    pixels[0, 1, 2, 3] = value
+    return npy_bytes(pixels)
+
+
+def npz_bytes() -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, a=np.zeros((1, 4, 64, 64), np.float32))
+    return file.getvalue()
+
+
+HOSTILE: dict[str, tuple[dict[str, str], Callable[[], bytes], int]] = {
+    "npy header of 2^40 items": (
+        NPY,
+        lambda: bodies.npy_header(
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 4, 64, 64)}"
+        ),
+        413,
+    ),
+    "npy header of 2^40 bands": (
+        NPY,
+        lambda: bodies.npy_header(
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1099511627776, 64, 64)}"
+        ),
+        400,
+    ),
+    "pickled objects": (NPY, lambda: npy_bytes(np.array([{"a": 1}], dtype=object)), 422),
+    "npz": (NPY, npz_bytes, 400),
+    "infinity": (NPY, lambda: with_pixel(np.inf), 422),
+    "out of range": (NPY, lambda: with_pixel(1200), 422),
+    "NaN in JSON": (JSON, lambda: b'{"reflectance": [[[[NaN]]]]}', 422),
+    "NaN for an object": (JSON, lambda: b"NaN", 422),
+    "wrong type": (NPY, lambda: npy_bytes(np.zeros((1, 4, 64, 64), np.complex64)), 422),
+    "wrong size": (NPY, lambda: npy_bytes(np.zeros((1, 4, 32, 32), np.float32)), 422),
+    "wrong band count": (NPY, lambda: npy_bytes(np.zeros((1, 3, 64, 64), np.float32)), 422),
+    "too many patches": (NPY, lambda: npy_bytes(np.zeros((9, 4, 64, 64), np.float32)), 413),
+    "body over the limit": (NPY, lambda: bytes((4 << 20) + 1), 413),
+    "GeoTIFF of 640 GB": (TIFF, bodies.tiff_of_640_gigabytes, 422),
+    "GeoTIFF of one huge block": (TIFF, bodies.tiff_of_a_huge_block, 413),
+    "GeoTIFF that is cut": (TIFF, lambda: geotiff_bytes(np.zeros((4, 64, 64), "f4"))[:2000], 400),
+    "VRT": (TIFF, lambda: bodies.vrt_of("/etc/hostname"), 400),
+    "MRF": (TIFF, lambda: bodies.mrf_of("/etc/hostname"), 400),
+    "unknown media type": ({"Content-Type": "text/html"}, lambda: b"<p>", 415),
+    "no media type": ({}, lambda: b"x", 415),
+    "form": ({"Content-Type": "multipart/form-data; boundary=x"}, lambda: b"--x--", 415),
+    "gzip": (NPY | {"Content-Encoding": "gzip"}, lambda: b"\x1f\x8b", 415),
+    "answer that cannot be": (NPY | {"Accept": "text/html"}, lambda: with_pixel(0.1), 406),
+}
+
+
+@pytest.mark.usefixtures("nothing_changes")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_uploads_are_refused_and_change_nothing(client: httpx.Client, name: str) -> None:
+    headers, body, status = HOSTILE[name]
+    for path in ("/embed", "/classify"):
+        refused(client.post(path, content=body(), headers=headers), status)
+    answer = client.post("/similarity?row=0&col=0", content=body(), headers=headers)
+    # What is wrong for patches may be another fault for an image.
+    refused(answer, answer.status_code)
+    assert 400 <= answer.status_code < 500
+
+
+def test_a_chunked_body_over_the_limit_is_refused(client: httpx.Client) -> None:
+    sent = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(80):
+            sent += 1 << 16
+            yield bytes(1 << 16)
+
+    refused(client.post("/embed", content=chunks(), headers=NPY), 413, "4194304 bytes")
+    assert sent > 4 << 20
+
+
+def test_bombs_leave_memory_as_it_was(service: Running, client: httpx.Client) -> None:
+    good = npy_bytes(np.zeros((8, 4, 64, 64), np.float32))
+    client.post("/embed", content=good, headers=NPY)
+    client.post("/embed", content=geotiff_bytes(np.zeros((4, 64, 64), "f4")), headers=TIFF)
+    before = service.peak_memory()
+    for headers, body, _ in HOSTILE.values():
+        for path in ("/embed", "/similarity?row=0&col=0&scale=0.0001"):
+            assert client.post(path, content=body(), headers=headers).status_code < 500
+    assert service.peak_memory() - before < 100 << 20
+
+
+def test_other_paths_and_methods_are_problems_too(client: httpx.Client) -> None:
+    refused(client.get("/nothing"), 404)
+    refused(client.get("/embed/"), 404)
+    answer = client.get("/embed")
+    refused(answer, 405)
+    assert answer.headers["Allow"] == "POST"
+    refused(client.delete("/healthz"), 405)
+
+
+def test_health_stays_quick_while_the_model_works(service: Running, patches: Patches) -> None:
+    sent = npy_bytes(np.zeros((4, 180, 180), np.float32))
+    query = {"row": 90, "col": 90, "stride": 13}
+    statuses: list[int] = []
+
+    def work() -> None:
+        with httpx.Client(base_url=service.url, timeout=60) as client:
+            answer = client.post("/similarity", params=query, content=sent, headers=NPY)
+            statuses.append(answer.status_code)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    waits = []
+    with httpx.Client(base_url=service.url, timeout=60) as client:
+        client.get("/healthz")
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            start = time.perf_counter()
+            assert client.get("/healthz").json() == {"status": "ok"}
+            waits.append(time.perf_counter() - start)
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert statuses == [200] * 6
+    assert np.median(waits) < 0.25
