@@ -14,6 +14,7 @@ show the same ground, and a small scene is a crop of a large one. From large to 
 Numbers are chosen to look like central Europe at 10 m; nothing here is fitted to a place.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
@@ -142,8 +143,13 @@ class Ground:
         return _CLASS_OF_KIND[self.kind]
 
 
-def ground(window: Window, epsg: int, seed: int) -> Ground:
-    """The ground of a window of a UTM zone, computed in blocks."""
+def ground(
+    window: Window, epsg: int, seed: int, each: Callable[..., Iterable[None]] = map
+) -> Ground:
+    """The ground of a window of a UTM zone, computed in blocks.
+
+    `each` applies a function to all blocks; that of a pool of threads does so side by side.
+    """
     shape = (window.height, window.width)
     whole = Ground(
         np.empty(shape, np.uint8),
@@ -155,10 +161,15 @@ def ground(window: Window, epsg: int, seed: int) -> Ground:
         np.empty(shape, np.uint32),
     )
     plan = _plan(window.grown(1), epsg, seed)
-    for part, place in blocks(window, _BLOCK):
+
+    def fill(block: tuple[Window, tuple[slice, slice]]) -> None:
+        part, place = block
         made = _block(part, plan, epsg, seed)
         for name in Ground.__slots__:
             getattr(whole, name)[place] = getattr(made, name)
+
+    for _ in each(fill, blocks(window, _BLOCK)):
+        pass
     return whole
 
 

@@ -1,0 +1,246 @@
+"""Simulates Sentinel-2: Level-1C products of a made landscape, with the truth beside them.
+
+`out/` holds the products; `out/truth/` holds `landcover/<tile>.tif`, `parcels/<tile>.tif`,
+`clouds/<product>.tif` and `simulation.json`, the parameters. The same parameters make the same
+bytes, whatever the number of workers. A product is there whole or not at all, so the same command
+resumes.
+
+What makes it hard: seasons, haze, sun, clouds and noise change the pixels from date to date far
+more than places differ. What makes it fair: structure stays, and so do class and parcel.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from s2pairs.bands import band, parse_bands
+from s2pairs.camera import CLOUD, NO_DATA, render
+from s2pairs.errors import S2PairsError
+from s2pairs.landscape import CLASSES, Ground, Window, ground
+from s2pairs.overpasses import Calendar, Overpass, overpasses
+from s2pairs.safe_writer import L1CProduct, usual_offsets, write_l1c
+from s2pairs.tiles import PIXEL_SIZE_M, TILE_SIZE_PX, TileId
+
+FORMAT = 1  # of the made pixels: raise it when the same parameters make other bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What stands in `out` after a run: products, truth files, and how many products it made."""
+
+    out: Path
+    products: tuple[Path, ...]
+    truth: tuple[Path, ...]
+    written: int
+    size_bytes: int
+
+
+def simulate(
+    tiles: Sequence[TileId],
+    out: Path,
+    *,
+    size: int = TILE_SIZE_PX,
+    dates: int = 12,
+    start: date,
+    end: date,
+    bands: Sequence[str] = ("B02", "B03", "B04", "B08"),
+    seed: int = 0,
+    cloudy_dates: int | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Simulation:
+    """Write products of `tiles` into `out`, at `dates` clear and `cloudy_dates` cloudy overpasses.
+
+    `size` is the side of a scene in 10 m pixels, from the tile's upper left corner. `cloudy_dates`
+    is a third of `dates` unless given; these products have more than 5% cloud, the others at most
+    1.5%. From six dates on, one clear date in six is half outside the swath. `start` and `end`
+    both belong to the period. `progress` is told products done and in all.
+    """
+    cloudy = math.ceil(dates / 3) if cloudy_dates is None else cloudy_dates
+    calendar = Calendar(dates=dates, cloudy=cloudy, start=start, end=end, seed=seed)
+    names = parse_bands(",".join(bands))
+    _check(tiles, size, names, calendar)
+    plans = {tile: overpasses(tile, calendar) for tile in tiles}
+    _remember(out, tiles, size, names, calendar)
+    done, total = 0, sum(len(each) for each in plans.values())
+    products: list[Path] = []
+    truth: list[Path] = []
+    written = 0
+    for tile, passes in plans.items():
+        scene = _Scene(tile, size, names, seed, out)
+        truth += scene.truth_files()
+        missing = [each for each in passes if not scene.folder(each).exists()]
+        truth += [scene.cloud_file(each) for each in passes]
+        done += len(passes) - len(missing)
+        progress(done, total)
+        for _ in scene.make(missing, workers or min(os.cpu_count() or 1, 4)):
+            written, done = written + 1, done + 1
+            progress(done, total)
+        products += [scene.folder(each) for each in passes]
+    size_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    return Simulation(out, tuple(products), tuple(truth), written, size_bytes)
+
+
+def _check(tiles: Sequence[TileId], size: int, bands: tuple[str, ...], calendar: Calendar) -> None:
+    step = max(band(name).resolution_m for name in bands) // PIXEL_SIZE_M
+    if not 1 <= size <= TILE_SIZE_PX or size % step:
+        raise S2PairsError(
+            f"a scene of {size} pixels: the side must be at most {TILE_SIZE_PX} "
+            f"and, for {','.join(bands)}, a multiple of {step}"
+        )
+    if not tiles or len(set(tiles)) < len(tiles):
+        raise S2PairsError(f"expected different tiles, got {[tile.name for tile in tiles]}")
+    if calendar.dates < 1 or calendar.cloudy < 0:
+        raise S2PairsError(
+            f"{calendar.dates} clear and {calendar.cloudy} cloudy dates; "
+            "expected at least 1 and at least 0"
+        )
+
+
+def _remember(
+    out: Path, tiles: Sequence[TileId], size: int, bands: tuple[str, ...], calendar: Calendar
+) -> None:
+    """Keep the parameters in the folder; other ones than those it was begun with are an error."""
+    parameters = {
+        "format": FORMAT,
+        "tiles": [tile.name for tile in tiles],
+        "size": size,
+        "dates": calendar.dates,
+        "cloudy_dates": calendar.cloudy,
+        "start": calendar.start.isoformat(),
+        "end": calendar.end.isoformat(),
+        "bands": list(bands),
+        "seed": calendar.seed,
+    }
+    path = out / "truth" / "simulation.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
+        partial.rename(path)
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    keys = sorted(parameters | begun)
+    other = [key for key in keys if parameters.get(key) != begun.get(key)]
+    if other:
+        listed = ", ".join(f"{key} {begun.get(key)} not {parameters.get(key)}" for key in other)
+        raise S2PairsError(
+            f"{out} holds a simulation with other parameters ({listed}); "
+            "use the same ones to resume it, or another folder"
+        )
+
+
+class _Scene:
+    """One tile of a simulation: its ground, made once, and its products."""
+
+    def __init__(self, tile: TileId, size: int, bands: tuple[str, ...], seed: int, out: Path):
+        self.tile = tile
+        self.size = size
+        self.bands = bands
+        self.seed = seed
+        self.out = out
+        self.window = Window.of_tile(tile, size, size)
+
+    def truth_files(self) -> tuple[Path, Path]:
+        truth = self.out / "truth"
+        return truth / "landcover" / f"{self.tile}.tif", truth / "parcels" / f"{self.tile}.tif"
+
+    def cloud_file(self, overpass: Overpass) -> Path:
+        name = self.product(overpass, 0).name.removesuffix(".SAFE")
+        return self.out / "truth" / "clouds" / f"{name}.tif"
+
+    def folder(self, overpass: Overpass) -> Path:
+        return self.out / self.product(overpass, 0).name
+
+    def product(self, overpass: Overpass, cloud_cover: float) -> L1CProduct:
+        return L1CProduct(
+            tile=self.tile,
+            spacecraft=overpass.spacecraft,
+            acquired=overpass.acquired,
+            generated=overpass.generated,
+            baseline=overpass.baseline,
+            relative_orbit=overpass.relative_orbit,
+            absolute_orbit=overpass.absolute_orbit,
+            cloud_cover=cloud_cover,
+            sun_zenith=overpass.sun.zenith,
+            sun_azimuth=overpass.sun.azimuth,
+            add_offset=usual_offsets(overpass.baseline),
+            height=self.size,
+            width=self.size,
+        )
+
+    def make(self, missing: list[Overpass], workers: int) -> Iterator[Path]:
+        """Write the truth maps and the missing products; yields each product when it is whole."""
+        landcover, parcels = self.truth_files()
+        if not missing and landcover.exists() and parcels.exists():
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            # One pixel more on each side, for the blur of the optics.
+            land = ground(self.window.grown(1), self.tile.epsg, self.seed, pool.map)
+            inner = (slice(1, -1), slice(1, -1))
+            self._write_map(landcover, land.landcover[inner], classes=CLASSES)
+            self._write_map(parcels, land.parcel[inner])
+            yield from pool.map(lambda overpass: self._write_product(overpass, land), missing)
+
+    def _write_product(self, overpass: Overpass, land: Ground) -> Path:
+        numbers, sky = render(overpass, self.window, land, self.bands, self.seed)
+        self._write_map(self.cloud_file(overpass), sky, nodata=NO_DATA)
+        valid = int(np.count_nonzero(sky != NO_DATA))
+        cover = 100 * int(np.count_nonzero(sky == CLOUD)) / max(valid, 1)
+        return write_l1c(self.out, self.product(overpass, cover), numbers)
+
+    def _write_map(
+        self,
+        path: Path,
+        values: npt.NDArray[Any],
+        *,
+        nodata: int | None = None,
+        classes: Sequence[str] = (),
+    ) -> None:
+        """A GeoTIFF on the tile's grid; class names go into the band tag `classes`, as JSON."""
+        import rasterio
+        from affine import Affine
+
+        left, top = self.tile.upper_left()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        with rasterio.open(
+            partial,
+            "w",
+            driver="GTiff",
+            height=values.shape[0],
+            width=values.shape[1],
+            count=1,
+            dtype=values.dtype,
+            crs=f"EPSG:{self.tile.epsg}",
+            transform=Affine(PIXEL_SIZE_M, 0, left, 0, -PIXEL_SIZE_M, top),
+            nodata=nodata,
+            compress="deflate",
+            tiled=True,
+        ) as image:
+            image.write(values, 1)
+            if classes:
+                image.update_tags(1, classes=json.dumps(list(classes)))
+                image.write_colormap(1, dict(enumerate(_COLOURS)))
+        partial.rename(path)
+
+
+_COLOURS = (
+    (43, 87, 151, 255),
+    (30, 92, 46, 255),
+    (140, 190, 90, 255),
+    (232, 212, 104, 255),
+    (226, 148, 56, 255),
+    (190, 62, 62, 255),
+    (164, 156, 146, 255),
+    (52, 52, 56, 255),
+)
