@@ -1,0 +1,144 @@
+"""The shared stage: its wiring against a textbook, and what the switch is for."""
+
+import math
+
+import pytest
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import softplus
+
+from mimodel.data.pairs import PairBatch
+from mimodel.methods.infomax import SharedStage
+from mimodel.networks import ConvSpec, EncoderSpec
+from mimodel.objectives import derangement
+from tests.mimodel import textbook
+
+SMALL = EncoderSpec(
+    in_channels=2,
+    image_size=(16, 16),
+    convolutions=(
+        ConvSpec(channels=8, kernel=4, stride=1, batch_norm=False),
+        ConvSpec(channels=16, kernel=4, stride=2),
+    ),
+    representation=6,
+)
+
+
+def _stage(*, switched: bool) -> SharedStage:
+    torch.manual_seed(11)
+    stage = SharedStage(SMALL, alpha=0.5, beta=1.0, gamma=0.1, switched=switched)
+    return stage.train()
+
+
+@pytest.mark.parametrize("switched", [True, False])
+def test_objective_is_equations_5_to_7(*, switched: bool) -> None:
+    stage = _stage(switched=switched)
+    batch = PairBatch(torch.randn(6, 2, 16, 16), torch.randn(6, 2, 16, 16))
+    terms = stage.objective(stage.players[0], batch, Generator().manual_seed(4))
+    ours = torch.autograd.grad(sum(terms.values()), list(stage.parameters()))
+
+    order = derangement(6, Generator().manual_seed(4))
+    (c_x, s_x), (c_y, s_y) = stage.encoder(batch.x), stage.encoder(batch.y)
+    of_x, of_y = (s_y, s_x) if switched else (s_x, s_y)
+    g, t = stage.global_statistics, stage.local_statistics
+    l_mi = 0.5 * (
+        textbook.information(g, c_x, of_x, order) + textbook.information(g, c_y, of_y, order)
+    ) + 1.0 * (
+        textbook.information(t, c_x, of_x, order) + textbook.information(t, c_y, of_y, order)
+    )
+    l_1 = (s_x - s_y).abs().mean()
+    loss = -(l_mi - 0.1 * l_1)
+    theirs = torch.autograd.grad(loss, list(stage.parameters()))
+
+    torch.testing.assert_close(sum(terms.values()), loss, atol=1e-6, rtol=1e-6)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+def test_only_switched_terms_are_blind_to_what_one_image_has_alone() -> None:
+    """At the optimal T, in closed form: fair bits, one shared by X and Y, one of X's own.
+
+    An own bit in the representation raises the unswitched estimate and leaves the switched one as
+    it is. So only the switch gives no reason to keep it.
+    """
+    bits = [(shared, own) for shared in (0, 1) for own in (0, 1)]
+
+    def optimal(pairs: dict[tuple[object, object], float]) -> float:
+        """Equation 2 at T = log p(a, b) / (p(a) p(b))."""
+        first: dict[object, float] = {}
+        second: dict[object, float] = {}
+        for (a, b), p in pairs.items():
+            first[a] = first.get(a, 0) + p
+            second[b] = second.get(b, 0) + p
+        estimate = 0.0
+        for a, p_a in first.items():
+            for b, p_b in second.items():
+                p, q = pairs.get((a, b), 0.0), p_a * p_b
+                # joint term p log(p / (p + q)), product term q log(q / (p + q))
+                estimate += (p * math.log(p / (p + q)) if p else 0) + q * math.log(q / (p + q))
+        return estimate
+
+    def switched(keep_own: bool) -> float:
+        pairs: dict[tuple[object, object], float] = {}
+        for shared, own_x in bits:
+            for own_y in (0, 1):
+                s_y = (shared, own_y) if keep_own else shared
+                key = ((shared, own_x), s_y)
+                pairs[key] = pairs.get(key, 0) + 1 / 8
+        return optimal(pairs)
+
+    def unswitched(keep_own: bool) -> float:
+        return optimal({((s, o), (s, o) if keep_own else s): 1 / 4 for s, o in bits})
+
+    assert switched(True) == pytest.approx(switched(False), abs=1e-12)
+    assert unswitched(True) > unswitched(False) + 0.1
+
+
+def _toy_batch(step: int, size: int = 64) -> tuple[PairBatch, Tensor, Tensor]:
+    """Band 0 shows a stripe at the place's position, band 1 a level that each image has alone."""
+    generator = Generator().manual_seed(step)
+    place = torch.randint(4, (size,), generator=generator)
+    own = torch.randint(2, (2, size), generator=generator)
+    images = torch.randn(2, size, 2, 16, 16, generator=generator) * 0.1
+    for position in range(4):
+        images[:, place == position, 0, :, 4 * position : 4 * position + 4] += 1.0
+    images[:, :, 1] += (own * 2.0 - 1.0)[:, :, None, None]
+    return PairBatch(images[0], images[1]), place, own[0]
+
+
+def _separability(s: Tensor, factor: Tensor) -> float:
+    """Accuracy of a least-squares read-out, fitted on one half and scored on the other."""
+    target = torch.nn.functional.one_hot(factor).float()
+    s = torch.cat([s, torch.ones(len(s), 1)], 1)
+    half = len(s) // 2
+    weights = torch.linalg.lstsq(s[:half], target[:half]).solution
+    return float(((s[half:] @ weights).argmax(1) == factor[half:]).float().mean())
+
+
+def test_training_keeps_the_place_and_only_unswitched_terms_keep_the_own_level() -> None:
+    accuracy = {}
+    for switched in (True, False):
+        stage = _stage(switched=switched)
+        optimiser = torch.optim.Adam(stage.parameters(), lr=1e-3)
+        for step in range(150):
+            batch, _, _ = _toy_batch(step)
+            terms = stage.objective(stage.players[0], batch, Generator().manual_seed(step))
+            optimiser.zero_grad()
+            torch.stack(list(terms.values())).sum().backward()
+            optimiser.step()
+        batch, place, own = _toy_batch(10_000, size=1000)
+        with torch.no_grad():
+            s = stage.eval().encoder(batch.x).representation
+        accuracy[switched] = _separability(s, place), _separability(s, own)
+    assert accuracy[True][0] > 0.95
+    assert accuracy[False][1] > 0.95
+    # The own level has left the switched representation more than half way to chance.
+    assert accuracy[True][1] < 0.75
+
+
+def test_negatives_are_other_places_than_the_pair() -> None:
+    """A network that knew the pairs exactly would reach the bound 0, were no pair a negative."""
+    order = derangement(8, Generator().manual_seed(0))
+    same = torch.where(torch.eye(8, dtype=torch.bool), 50.0, -50.0)
+    estimate = -softplus(-same.diagonal()).mean() - softplus(same[torch.arange(8), order]).mean()
+    assert estimate.abs() < 1e-6
