@@ -70,9 +70,7 @@ def _mosaic(cube: Cube, date: int) -> Image:
     """The largest gapless square, up to 4 x 4 patches, of ground that the cube holds at a date."""
     index = {
         (str(tile), int(row), int(col)): place
-        for place, (tile, row, col) in enumerate(
-            zip(cube.tile, cube.row, cube.col, strict=True)
-        )
+        for place, (tile, row, col) in enumerate(zip(cube.tile, cube.row, cube.col, strict=True))
     }
     whole = cube.valid_fraction[:, date] == 1
     for side in (4, 3, 2, 1):
@@ -82,9 +80,7 @@ def _mosaic(cube: Cube, date: int) -> Image:
             if min(places) >= 0 and whole[places].all():
                 patches = reflectance_from_stored(cube.read(places)[:, date])
                 grid = patches.reshape(side, side, *patches.shape[1:])
-                return np.concatenate(
-                    [np.concatenate(list(line), axis=2) for line in grid], axis=1
-                )
+                return np.concatenate([np.concatenate(list(line), axis=2) for line in grid], axis=1)
     raise SystemExit("no patch of the cube has all its pixels at that date")
 
 

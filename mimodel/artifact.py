@@ -118,7 +118,9 @@ class Artifact:
         try:
             networks.load_state_dict(safetensors.torch.load(data))
         except (SafetensorError, RuntimeError) as error:
-            raise ArtifactError(f"the weights in {folder} do not fit their specification") from error
+            raise ArtifactError(
+                f"the weights in {folder} do not fit their specification"
+            ) from error
         return _assemble(spec, hashlib.sha256(data).hexdigest(), networks)
 
     def embed(

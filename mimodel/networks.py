@@ -154,7 +154,9 @@ class GlobalStatistics(nn.Module):
         return side
 
     def score(
-        self, feature: Float[Tensor, "*#batch width"], representation: Float[Tensor, "*#batch width"]
+        self,
+        feature: Float[Tensor, "*#batch width"],
+        representation: Float[Tensor, "*#batch width"],
     ) -> Float[Tensor, "*batch"]:
         score: Tensor = self.head(feature + representation)
         return score.squeeze(-1)

@@ -25,15 +25,15 @@ class Normalisation(BaseModel):
     @model_validator(mode="after")
     def _lengths_agree(self) -> "Normalisation":
         if not len(self.bands) == len(self.mean) == len(self.std):
-            raise ValueError(f"{len(self.bands)} bands, {len(self.mean)} means, {len(self.std)} stds")
+            raise ValueError(
+                f"{len(self.bands)} bands, {len(self.mean)} means, {len(self.std)} stds"
+            )
         if min(self.std, default=1.0) <= 0:
             raise ValueError("a band without variation cannot be standardised")
         return self
 
     @classmethod
-    def fit(
-        cls, bands: Sequence[str], reflectance: npt.NDArray[np.float32]
-    ) -> "Normalisation":
+    def fit(cls, bands: Sequence[str], reflectance: npt.NDArray[np.float32]) -> "Normalisation":
         """Fit on patches (N, band, H, W), NaN where there is no data."""
         # float64, because a mean over 10^8 float32 values drifts.
         mean = np.nanmean(reflectance, axis=(0, 2, 3), dtype=np.float64)
@@ -66,7 +66,9 @@ def select_bands(
         raise InputError(f"a band is named twice in {', '.join(names)}")
     missing = [name for name in wanted if name not in names]
     if missing:
-        raise InputError(f"band {', '.join(missing)} is missing; this model reads {', '.join(wanted)}")
+        raise InputError(
+            f"band {', '.join(missing)} is missing; this model reads {', '.join(wanted)}"
+        )
     if names == tuple(wanted):
         return pixels
     return np.take(pixels, [names.index(name) for name in wanted], axis=axis)

@@ -146,7 +146,13 @@ def image_statistics(reflectance: npt.NDArray[np.float32]) -> Features:
 
 
 def fit_classifier(
-    features: Features, labels: Labels, classes: int, *, iterations: int, seed: int, hidden: int = 32
+    features: Features,
+    labels: Labels,
+    classes: int,
+    *,
+    iterations: int,
+    seed: int,
+    hidden: int = 32,
 ) -> Classifier:
     """The classifier of Table 7, trained as supplement 1.4 says: Adam 1e-4, batches of 64.
 

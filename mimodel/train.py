@@ -304,9 +304,7 @@ def _stop_signals() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-def _write_artifact(
-    config: RunConfig, source: PairSource, run: _Run, folder: Path
-) -> Artifact:
+def _write_artifact(config: RunConfig, source: PairSource, run: _Run, folder: Path) -> Artifact:
     method = run.method
     if not isinstance(method, SharedStage):
         raise ArtifactError(f"a {type(method).__name__} has no artifact")
@@ -362,4 +360,3 @@ def _commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return answer.stdout.strip()
-

@@ -26,7 +26,9 @@ class Method(nn.Module):
         """In the order in which they move within a step."""
 
     @abstractmethod
-    def objective(self, player: Player, batch: PairBatch, generator: Generator) -> dict[str, Tensor]:
+    def objective(
+        self, player: Player, batch: PairBatch, generator: Generator
+    ) -> dict[str, Tensor]:
         """Weighted terms by name; their sum is minimised over the player's parameters.
 
         Whatever is random is drawn from `generator`, which is a function of seed and step.

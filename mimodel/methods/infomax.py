@@ -56,7 +56,9 @@ class SharedStage(Method):
     def players(self) -> Sequence[Player]:
         return (Player("shared", list(self.parameters())),)
 
-    def objective(self, player: Player, batch: PairBatch, generator: Generator) -> dict[str, Tensor]:
+    def objective(
+        self, player: Player, batch: PairBatch, generator: Generator
+    ) -> dict[str, Tensor]:
         c_x, s_x = self.encoder(batch.x)
         c_y, s_y = self.encoder(batch.y)
         with_x, with_y = (s_y, s_x) if self.switched else (s_x, s_y)

@@ -30,11 +30,15 @@ def test_a_saved_artifact_loads_with_the_same_answers(
 def test_embedding_is_the_encoder_on_normalised_patches(
     artifact: Artifact, patches: Patches
 ) -> None:
-    mean, std = (np.array(v, np.float32) for v in ([0.1, 0.11, 0.12, 0.25], [0.05, 0.04, 0.03, 0.1]))
+    mean, std = (
+        np.array(v, np.float32) for v in ([0.1, 0.11, 0.12, 0.25], [0.05, 0.04, 0.03, 0.1])
+    )
     x = torch.from_numpy((patches - mean[:, None, None]) / std[:, None, None])
     expected = artifact.encoder(x).representation.detach().numpy()
     ours = artifact.embed(patches)
-    cosine = (ours * expected).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(expected, axis=1)
+    cosine = (
+        (ours * expected).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(expected, axis=1)
+    )
     assert ours.shape == (5, 64)
     assert cosine.min() > 0.9999
 

@@ -1,0 +1,128 @@
+"""Probes find what is there and nothing else."""
+
+import numpy as np
+import pytest
+import torch
+
+from mimodel.artifact import Artifact
+from mimodel.data.pairs import LabelledPatches
+from mimodel.errors import DataError
+from mimodel.probe import (
+    bootstrap_interval,
+    fit_classifier,
+    image_statistics,
+    probe,
+    retrieval_scores,
+)
+
+
+def _clusters(count: int, *, planted: bool) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    labels = rng.integers(4, size=count)
+    centres = rng.normal(size=(4, 16)) * 3
+    features = (centres[labels] if planted else 0) + rng.normal(size=(count, 16))
+    return (features * 50 + 700).astype(np.float32), labels
+
+
+def _accuracy(features: np.ndarray, labels: np.ndarray) -> float:
+    half = len(labels) // 2
+    network = fit_classifier(features[:half], labels[:half], 4, iterations=1500, seed=0)
+    answers = network(torch.from_numpy(features[half:])).argmax(1).numpy()
+    return float((answers == labels[half:]).mean())
+
+
+def test_the_classifier_reads_a_planted_factor_whatever_its_scale() -> None:
+    # Offset 700 and scale 50: only the standardisation folded into the first layer copes.
+    assert _accuracy(*_clusters(800, planted=True)) > 0.98
+
+
+def test_the_classifier_gets_chance_where_there_is_nothing() -> None:
+    # Binomial, 400 answers at 1/4: standard deviation 0.022.
+    assert abs(_accuracy(*_clusters(800, planted=False)) - 0.25) < 0.09
+
+
+def test_bootstrap_agrees_with_the_normal_interval_of_independent_answers() -> None:
+    right = np.random.default_rng(0).random(2000) < 0.8
+    low, high = bootstrap_interval(right, np.arange(2000))
+    half = 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / 2000)
+    assert low == pytest.approx(right.mean() - half, abs=0.003)
+    assert high == pytest.approx(right.mean() + half, abs=0.003)
+
+
+def test_looks_at_one_place_do_not_count_as_independent() -> None:
+    right = np.repeat(np.random.default_rng(0).random(100) < 0.5, 20)
+    of_places = bootstrap_interval(right, np.repeat(np.arange(100), 20))
+    of_looks = bootstrap_interval(right, np.arange(2000))
+    assert (of_places[1] - of_places[0]) > 3 * (of_looks[1] - of_looks[0])
+
+
+def test_image_statistics_are_those_of_the_valid_pixels() -> None:
+    rng = np.random.default_rng(0)
+    patch = rng.random((1, 2, 64, 64)).astype(np.float32)
+    patch[0, 0, :20] = np.nan
+    found = image_statistics(patch)[0]
+    expected = []
+    for statistic in (
+        np.mean,
+        np.std,
+        *(lambda v, q=q: np.percentile(v, q) for q in (10, 25, 50, 75, 90)),
+    ):
+        expected += [statistic(patch[0, 0, 20:]), statistic(patch[0, 1])]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert not image_statistics(np.full((1, 2, 64, 64), np.nan, np.float32)).any()
+
+
+def _looks(places: int, *, alike: bool) -> LabelledPatches:
+    """Two dates of each place; alike: the same texture under another brightness."""
+    rng = np.random.default_rng(1)
+    ground = rng.uniform(0.05, 0.3, (places, 1, 4, 64, 64))
+    gain = rng.uniform(0.6, 1.4, (places, 2, 1, 1, 1))
+    looks = ground * gain if alike else rng.uniform(0.05, 0.3, (places, 2, 4, 64, 64))
+    return LabelledPatches(
+        reflectance=looks.reshape(-1, 4, 64, 64).astype(np.float32),
+        label=np.repeat(np.arange(places) % 3, 2),
+        place=np.repeat(np.arange(places), 2),
+        date=np.tile([0, 1], places),
+        split=np.repeat(np.where(np.arange(places) % 2, "test", "train"), 2),
+        classes=("a", "b", "c"),
+    )
+
+
+def test_retrieval_finds_the_same_texture_and_nothing_in_noise(artifact: Artifact) -> None:
+    for alike in (True, False):
+        data = _looks(60, alike=alike)
+        planted = {"place itself": np.eye(60, dtype=np.float32)[data.place]}
+        scores = {
+            (s.features, s.probe): s.accuracy for s in retrieval_scores(artifact, data, planted, 0)
+        }
+        assert scores["place itself", "cosine"] == 1.0
+        # 30 test places, five rounds: chance 1/30, standard deviation 0.015.
+        by_correlation = scores["raw pixels", "correlation"]
+        assert by_correlation == 1.0 if alike else by_correlation < 0.12
+        assert alike or scores["raw pixels", "Euclidean"] < 0.12
+
+
+def test_a_probing_puts_the_classifier_into_the_artifact(artifact: Artifact) -> None:
+    data = _looks(40, alike=True)
+    report, probed = probe(
+        artifact, data, head="planted", iterations=20, seed=0, report=lambda _: None
+    )
+    assert probed.spec.heads["planted"].classes == data.classes
+    assert set(probed.heads) == {"cover", "planted"}
+    answers = probed.classify(data.reflectance[data.split == "test"], head="planted").argmax(1)
+    scored = next(s for s in report.scores if (s.features, s.probe) == ("shared", "MLP (Table 7)"))
+    expected = (answers == data.label[data.split == "test"]).mean()
+    assert scored.accuracy == pytest.approx(expected)
+    assert {s.features for s in report.scores} == {
+        "shared", "image statistics", "untrained encoder",
+    }  # fmt: skip
+    assert "| shared | linear |" in report.to_markdown()
+
+
+def test_a_probing_needs_both_splits(artifact: Artifact) -> None:
+    data = _looks(4, alike=True)
+    only_train = LabelledPatches(
+        data.reflectance, data.label, data.place, data.date, np.full(8, "train"), data.classes
+    )
+    with pytest.raises(DataError, match="0 test"):
+        probe(artifact, only_train, head="h", iterations=1, seed=0, report=lambda _: None)

@@ -1,0 +1,134 @@
+"""The one loop: a resumed run is the run, and what goes wrong is said."""
+
+import json
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from mimodel.artifact import Artifact
+from mimodel.config import EuroSatConfig, RunConfig, SharedStageConfig, TrainingConfig
+from mimodel.errors import TrainingError
+from mimodel.train import read_metrics, train
+from tests.mimodel.archives import write_archive
+
+
+def _config(archive: Path, **training: object) -> RunConfig:
+    fields = {"iterations": 5, "batch_size": 2, "log_every": 2, "threads": 1, **training}
+    return RunConfig(
+        data=EuroSatConfig(name="eurosat", archive=archive),
+        method=SharedStageConfig(name="infomax-shared"),
+        training=TrainingConfig.model_validate(fields),
+    )
+
+
+def _ignore(step: int, total: int, figures: Mapping[str, float]) -> None:
+    pass
+
+
+def _signal_at(stop: int, number: signal.Signals) -> Callable[..., None]:
+    def report(step: int, total: int, figures: Mapping[str, float]) -> None:
+        if step == stop:
+            signal.raise_signal(number)
+
+    return report
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_archive(tmp_path_factory.mktemp("eurosat") / "images.tar", range(1, 301, 100))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(_config(archive), folder, _ignore).finished
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(
+    archive: Path, uninterrupted: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    folder = tmp_path / "whole"
+    stopped = train(_config(archive), folder, _signal_at(3, number))
+    assert (stopped.finished, stopped.step) == (False, 3)
+    assert not (folder / "artifact").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert train(_config(archive), folder, _ignore).finished
+
+    assert read_metrics(folder / "metrics.jsonl") == read_metrics(uninterrupted / "metrics.jsonl")
+    ours, theirs = (
+        torch.load(run / "checkpoint.pt", weights_only=True) for run in (folder, uninterrupted)
+    )
+    assert ours["step"] == theirs["step"] == 5
+    for name, tensor in theirs["method"].items():
+        assert torch.equal(ours["method"][name], tensor), name
+    assert (
+        Artifact.load(folder / "artifact").digest
+        == Artifact.load(uninterrupted / "artifact").digest
+    )
+
+
+def test_a_run_leaves_what_the_docstring_names(uninterrupted: Path) -> None:
+    lines = read_metrics(uninterrupted / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    for line in lines:
+        total = line["global"] + line["local"] + line["distance"]
+        assert line["total"] == pytest.approx(total)
+    assert (uninterrupted / "curves.png").stat().st_size > 1000
+    assert list((uninterrupted / "tensorboard").iterdir())
+    assert not (uninterrupted / "checkpoint.pt.partial").exists()
+    spec = Artifact.load(uninterrupted / "artifact").spec
+    assert spec.bands == ("B04", "B03", "B02")
+    assert spec.provenance["iterations"] == "5"
+
+
+def test_a_finished_run_is_not_trained_further(archive: Path, uninterrupted: Path) -> None:
+    before = Artifact.load(uninterrupted / "artifact").digest
+    assert train(_config(archive), uninterrupted, _ignore).step == 5
+    assert Artifact.load(uninterrupted / "artifact").digest == before
+
+
+def test_another_seed_is_another_run(archive: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    train(_config(archive, seed=1, iterations=1), tmp_path / "other", _ignore)
+    other = Artifact.load(tmp_path / "other" / "artifact")
+    assert other.digest != Artifact.load(uninterrupted / "artifact").digest
+
+
+def test_a_folder_keeps_to_its_configuration(archive: Path, uninterrupted: Path) -> None:
+    with pytest.raises(TrainingError, match="another configuration"):
+        train(_config(archive, learning_rate=1e-3), uninterrupted, _ignore)
+
+
+def test_time_that_is_up_ends_a_run_with_an_artifact(archive: Path, tmp_path: Path) -> None:
+    result = train(_config(archive, minutes=1e-9), tmp_path / "short", _ignore)
+    assert result.finished
+    assert result.step == 1
+    assert Artifact.load(tmp_path / "short" / "artifact").spec.provenance["iterations"] == "1"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_term(
+    archive: Path, tmp_path: Path
+) -> None:
+    config = _config(archive, learning_rate=1e30, precision="float32")
+    with pytest.raises(TrainingError, match=r"term '\w+' became (nan|inf|-inf) between steps"):
+        train(config, tmp_path / "wild", _ignore)
+
+
+def test_a_broken_checkpoint_is_an_error_that_says_what_to_do(
+    archive: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train(_config(archive), folder, _signal_at(1, signal.SIGINT))
+    (folder / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(TrainingError, match="remove it"):
+        train(_config(archive), folder, _ignore)
+
+
+def test_a_torn_last_line_of_metrics_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps({"step": 2}) + '\n{"step": 4, "glo')
+    assert read_metrics(file) == [{"step": 2}]
