@@ -102,9 +102,7 @@ def _settings(limits: Sequence[str]) -> Settings:
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         name = str(first["loc"][0])
-        _refuse(
-            f"{name} of --limit or CROSSMI_{name.upper()}: {first['msg']}"
-        )
+        _refuse(f"{name} of --limit or CROSSMI_{name.upper()}: {first['msg']}")
 
 
 def _stop(*_: object) -> NoReturn:

@@ -1,0 +1,123 @@
+"""`crossmi-service` says what is wrong in one sentence, and what it needs."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings
+
+COMMAND = [sys.executable, "-m", "service.cli"]
+
+
+def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *options],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "TERM": "dumb", "COLUMNS": "200", **environment},
+    )
+
+
+def one_sentence(result: subprocess.CompletedProcess[str], *says: str) -> None:
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("crossmi-service: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    for words in says:
+        assert words in result.stderr
+
+
+def test_help_has_an_example_and_every_limit_with_its_default() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    assert "crossmi-service --artifact runs/demo/artifact --port 8000" in result.stdout
+    for name, field in Settings.model_fields.items():
+        assert name == "api_key" or f"{name}={field.default}" in result.stdout
+    assert "CROSSMI_API_KEY" in result.stdout
+
+
+def test_a_missing_artifact(tmp_path: Path) -> None:
+    one_sentence(run("--artifact", str(tmp_path / "none"), "--port", "0"), "none", "mimodel train")
+
+
+def test_a_flipped_bit(artifact_folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(artifact_folder, damaged)
+    model = damaged / "model.safetensors"
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(data)
+    one_sentence(run("--artifact", str(damaged), "--port", "0"), "damaged", "digest")
+
+
+def test_a_port_in_use(artifact_folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = run("--artifact", str(artifact_folder), "--port", port)
+    one_sentence(result, port, "choose another --port")
+
+
+def test_an_address_that_is_not_ours(artifact_folder: Path) -> None:
+    result = run("--artifact", str(artifact_folder), "--host", "192.0.2.1", "--open-to-all")
+    one_sentence(result, "cannot listen on 192.0.2.1")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.invalid"])
+def test_beyond_loopback_a_key_is_needed(artifact_folder: Path, host: str) -> None:
+    result = run("--artifact", str(artifact_folder), "--host", host)
+    one_sentence(result, host, "CROSSMI_API_KEY", "--open-to-all")
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "says"),
+    [
+        (["--limit", "max_patches"], {}, "NAME=VALUE"),
+        (["--limit", "max_patch=1"], {}, "max_patches"),
+        (["--limit", "api_key=abc"], {}, "NAME=VALUE"),
+        (["--limit", "max_patches=0"], {}, "max_patches"),
+        (["--limit", "max_patches=many"], {}, "max_patches"),
+        ([], {"CROSSMI_MAX_WAITING": "-1"}, "CROSSMI_MAX_WAITING"),
+        ([], {"CROSSMI_API_KEY": "short"}, "CROSSMI_API_KEY: Value should have at least 16"),
+    ],
+)
+def test_a_wrong_limit(options: list[str], environment: dict[str, str], says: str) -> None:
+    result = run("--artifact", "any", *options, **environment)
+    one_sentence(result, says)
+    assert "short" not in result.stderr.replace("too short", "")
+
+
+def test_limits_come_from_the_environment_and_the_command_line_wins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CROSSMI_MAX_PATCHES", "7")
+    monkeypatch.setenv("CROSSMI_MAX_WAITING", "3")
+    settings = Settings.model_validate({"max_patches": "9"})
+    assert (settings.max_patches, settings.max_waiting) == (9, 3)
+
+
+def test_the_service_imports_neither_training_nor_providers() -> None:
+    # What a request for an embedding of .npy patches never needs, rasterio included.
+    program = (
+        "import sys, service.app, service.cli; print(*sorted(m for m in sys.modules if m in "
+        "{'rasterio', 's2pairs', 'torchgeo', 'sentinelhub', 'mimodel.train', 'mimodel.config', "
+        "'mimodel.data', 'mimodel.methods', 'matplotlib', 'sklearn', 'zarr', 'xarray'}))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == []
+
+
+def test_help_needs_no_torch() -> None:
+    program = "import sys, service.cli; print('torch' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "False"

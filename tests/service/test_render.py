@@ -1,0 +1,43 @@
+"""The picture of a map, read and coloured by others."""
+
+import io
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from service.render import map_png, png, viridis
+
+
+def test_a_png_reads_back_in_another_implementation() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (37, 51, 4), np.uint8)
+    read = Image.open(io.BytesIO(png(picture)))
+    assert read.mode == "RGBA"
+    np.testing.assert_array_equal(np.asarray(read), picture)
+
+
+def test_viridis_is_that_of_matplotlib() -> None:
+    values = np.linspace(0, 1, 1001)
+    expected = matplotlib.colormaps["viridis"](values)[:, :3] * 255
+    assert np.abs(viridis(values) - expected).max() < 7
+    brightness = viridis(values) @ np.array([0.2126, 0.7152, 0.0722])
+    assert (np.diff(brightness) >= -0.5).all()
+
+
+def test_no_data_is_transparent_and_the_query_is_ringed() -> None:
+    scores = np.tile(np.linspace(-2, -1, 60, dtype=np.float32), (40, 1))
+    scores[:10] = np.nan
+    read = np.asarray(Image.open(io.BytesIO(map_png(scores, (25, 30)))))
+    assert (read[:10, :, 3] == 0).all()
+    assert (read[10:, :, 3] == 255).all()
+    np.testing.assert_array_equal(read[39, [0, 59], :3], viridis(np.array([0.0, 1.0])))
+    assert read[25, 30 - 5].tolist() == [255] * 4
+    assert read[25 - 3, 30].tolist() == [0, 0, 0, 255]
+    np.testing.assert_array_equal(read[25, 30, :3], read[39, 30, :3])  # the pixel itself is seen
+
+
+def test_a_map_of_one_value_or_of_none_has_a_picture() -> None:
+    for fill in (np.nan, -1.0):
+        scores = np.full((20, 20), fill, np.float32)
+        read = np.asarray(Image.open(io.BytesIO(map_png(scores, (0, 0)))))
+        assert read.shape == (20, 20, 4)
