@@ -176,3 +176,7 @@ def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
 def _line(unit: str, done: int, total: int) -> None:
     if done and done * 10 // total > (done - 1) * 10 // total:
         typer.echo(f"{done} of {total} {unit}", err=True)
+
+
+if __name__ == "__main__":
+    main()

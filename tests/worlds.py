@@ -45,12 +45,15 @@ def l1c(
 
 
 def dn_of_place(product: L1CProduct, name: str) -> npt.NDArray[np.uint16]:
-    """Digital numbers 1..60,000 of a band that tell tile, day, band, row and column apart."""
+    """Digital numbers 1..60,000 of a band that tell tile, day, band, row and column apart.
+
+    They rise along a row by one and from row to row by 1,031, which JPEG 2000 packs fast.
+    """
     rows, columns = product.shape(band(name).resolution_m)
     row, col = np.mgrid[:rows, :columns]
     mixed = (
-        row * 7_919
-        + col * 104_729
+        row * 1_031
+        + col
         + band(name).band_id * 1_299_709
         + product.acquired.toordinal() * 15_485_863
         + zlib.crc32(product.tile.name.encode())
