@@ -14,55 +14,9 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
-from torch import nn
 
-from mimodel.artifact import Artifact, ArtifactSpec, HeadSpec, save_artifact
-from mimodel.networks import (
-    Classifier,
-    ConvSpec,
-    Encoder,
-    EncoderSpec,
-    GlobalStatistics,
-    LocalStatistics,
-)
-from mimodel.normalisation import Normalisation
-
-BANDS = ("B04", "B03", "B02", "B08")
-CLASSES = ("water", "forest", "field")
-
-
-def small_artifact(folder: Path, heads: dict[str, HeadSpec]) -> Artifact:
-    """An untrained model that reads 64 x 64 patches of four bands, with few channels."""
-    convolutions = tuple(
-        ConvSpec(channels=channels, stride=stride, batch_norm=norm)
-        for channels, stride, norm in [(8, 1, False), (8, 2, True), (16, 2, True), (16, 2, True)]
-    )
-    encoder = EncoderSpec(in_channels=4, image_size=(64, 64), convolutions=convolutions)
-    torch.manual_seed(1)
-    networks = nn.ModuleDict(
-        {
-            "encoder": Encoder(encoder),
-            "global_statistics": GlobalStatistics(encoder),
-            "local_statistics": LocalStatistics(encoder),
-            "heads": nn.ModuleDict(
-                {
-                    name: Classifier(64, len(head.classes), head.hidden)
-                    for name, head in heads.items()
-                }
-            ),
-        }
-    )
-    spec = ArtifactSpec(
-        name="untrained",
-        encoder=encoder,
-        normalisation=Normalisation(bands=BANDS, mean=(0.1,) * 4, std=(0.05,) * 4),
-        representations={"shared": 64},
-        alpha=0.5,
-        beta=1.0,
-        heads=heads,
-    )
-    return save_artifact(folder, spec, networks.state_dict(), "# Untrained\n")
+from mimodel.artifact import Artifact, HeadSpec
+from tests.models import CLASSES, small_artifact
 
 
 @pytest.fixture(scope="session")

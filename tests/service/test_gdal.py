@@ -96,13 +96,30 @@ def test_without_a_wall_a_vrt_reads_any_file_and_calls_any_host(
     assert canary_server.asked
 
 
-def test_a_limited_process_has_one_driver_and_reaches_nothing(
-    canary_file: Path, canary_server: CanaryServer
-) -> None:
-    listed = "; from rasterio.env import Env\nwith Env() as e: sys.exit(str(list(e.drivers())))"
-    command = [sys.executable, "-c", f"import sys; {LIMIT}{listed}"]
-    drivers = subprocess.run(command, capture_output=True, text=True, check=False).stderr
-    assert drivers.splitlines()[-1] == "['GTiff']"
+# The command, ended by a wrong folder before it serves.
+START = """
+sys.argv = ["crossmi-service", "--artifact", "none", "--port", "0"]
+from service.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+"""
+LIST = """
+from rasterio.env import Env
+with Env() as env:
+    print(*env.drivers())
+"""
+
+
+@pytest.mark.parametrize("before", [LIMIT, START])
+def test_the_process_of_the_service_has_one_driver(before: str) -> None:
+    command = [sys.executable, "-c", f"import sys\n{before}\n{LIST}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["GTiff"]
+
+
+def test_a_limited_process_reaches_nothing(canary_file: Path, canary_server: CanaryServer) -> None:
     for payload in payloads(canary_file, canary_server):
         assert pixels_read(payload, LIMIT) == b""
     assert canary_server.asked == []

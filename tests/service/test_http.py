@@ -16,9 +16,10 @@ from PIL import Image
 from mimodel.artifact import Artifact
 from mimodel.similarity import similarity_map
 from service.errors import PROBLEM_TYPE
+from tests.models import CLASSES
 from tests.service import bodies
 from tests.service.bodies import geotiff_bytes, npy_bytes
-from tests.service.conftest import CLASSES, Running
+from tests.service.conftest import Running
 
 NPY = {"Content-Type": "application/x-npy"}
 TIFF = {"Content-Type": "image/tiff"}
