@@ -88,7 +88,7 @@ class SharedStageConfig(_Model):
 
 
 class TrainingConfig(_Model):
-    """The loop. Adam with the supplement's learning rate and momenta; what it leaves open is ours."""
+    """Adam with the supplement's learning rate and momenta; what it leaves open is ours."""
 
     iterations: Annotated[int, Field(ge=1)] = 200_000
     minutes: Annotated[float, Field(gt=0)] | None = None

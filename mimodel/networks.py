@@ -1,4 +1,4 @@
-"""The networks of the supplement of Sanchez et al. 2019, Tables 7 to 10, built from one EncoderSpec.
+"""The networks of Sanchez et al. 2019, Tables 7 to 10 of the supplement, from one EncoderSpec.
 
 Settled where the tables are silent: LeakyReLU has a slope of 0.2, activations follow BatchNorm, and
 "the output of Conv k" is taken after both.
@@ -202,7 +202,7 @@ StatisticsNetwork = GlobalStatistics | LocalStatistics
 class Classifier(nn.Module):
     """Table 7: the classifier that reads a frozen representation; its output are logits.
 
-    The table's softmax is part of the cross-entropy (and of `Artifact.classify`), not of the network.
+    The table's softmax is part of the cross-entropy (and of `Artifact.classify`), not of this.
     """
 
     def __init__(self, representation: int, classes: int, hidden: int = 32) -> None:

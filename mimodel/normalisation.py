@@ -51,7 +51,7 @@ class Normalisation(BaseModel):
 def select_bands(
     wanted: Sequence[str], given: Sequence[str] | None, pixels: npt.NDArray[np.generic], axis: int
 ) -> npt.NDArray[np.generic]:
-    """`pixels` with the `wanted` bands in order along `axis`, from an array whose bands are `given`.
+    """`pixels` with the `wanted` bands in order along `axis`, from one whose bands are `given`.
 
     None says that the bands are the wanted ones already. Extra bands are left out; a missing one, a
     repeated one, or a number of names that is not the array's is an `InputError`.

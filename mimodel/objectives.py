@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 
 def joint_term(joint: Float[Tensor, "*joint"]) -> Float[Tensor, "*joint"]:
-    """-log(1 + exp(-T)), the term of equation 2 on the joint distribution, before its expectation."""
+    """-log(1 + exp(-T)): the term of equation 2 on the joint distribution, before its mean."""
     return -softplus(-joint.float())
 
 
@@ -38,7 +38,7 @@ def representation_distance(
     return (s_x.float() - s_y.float()).abs().mean()
 
 
-def derangement(size: int, generator: Generator) -> Int64[Tensor, "size"]:
+def derangement(size: int, generator: Generator) -> Int64[Tensor, " item"]:
     """A uniformly random permutation without fixed points: it pairs each item with another one.
 
     With it, draws of the joint distribution become draws of the product of the marginals, and no

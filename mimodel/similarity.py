@@ -148,7 +148,7 @@ def _checked(
 
 
 def _origins(extent: int, size: int, stride: int) -> list[int]:
-    """First pixels of the patches along one axis: every `stride`, and one that ends at the border."""
+    """First pixels of the patches on one axis: every `stride`, and one that ends at the border."""
     last = extent - size
     return sorted({*range(0, last + 1, stride), last})
 

@@ -15,6 +15,7 @@ functions of seed and step, so a resumed run equals an uninterrupted one.
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import time
@@ -162,9 +163,9 @@ class _Run:
             self.method.load_state_dict(state["method"])
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
-        except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.PickleError) as error:
             raise TrainingError(
-                f"cannot continue from {path}: {error}; remove it to start the run anew"
+                f"cannot continue from {path}, which is damaged; remove it to start the run anew"
             ) from error
         self.step, self.seconds = state["step"], state["seconds"]
         self.sums, self.summed = state["sums"], state["summed"]
@@ -334,7 +335,7 @@ def model_card(spec: ArtifactSpec, evaluation: str = "") -> str:
         f"# {spec.name}",
         "",
         "A shared representation of Sentinel-2 patches, learnt without labels by cross mutual",
-        "information (Sanchez, Serrurier, Ortner 2019): what two dates of one place have in common.",
+        "information (Sanchez, Serrurier, Ortner 2019): what two dates of a place have in common.",
         "",
         f"- reads: {', '.join(spec.bands)} as reflectance (unitless), "
         f"{spec.patch_size} x {spec.patch_size} pixels of 10 m, NaN where there is no data",

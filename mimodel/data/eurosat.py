@@ -1,8 +1,8 @@
 """EuroSAT RGB (Helber et al. 2017): labelled patches, and pairs of simulated acquisitions of them.
 
-The JPEGs hold bands B04, B03, B02 of level 1C, grey = clip(reflectance * 10000 / 2750 * 255, 0, 255),
-so reflectance up to 0.275 can be read back. EuroSAT has one date a place; a pair is therefore the
-same patch under two simulated acquisitions.
+The JPEGs hold bands B04, B03, B02 of level 1C as grey = clip(reflectance / 0.275 * 255, 0, 255), so
+reflectance up to 0.275 can be read back. EuroSAT has one date a place; a pair is therefore the same
+patch under two simulated acquisitions.
 """
 
 import io

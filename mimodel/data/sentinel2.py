@@ -1,4 +1,4 @@
-"""Sentinel-2 cubes as pairs of dates, and as labelled patches. The only adapter that knows s2pairs."""
+"""Sentinel-2 cubes as pairs of dates and as labelled patches. Alone in mimodel it knows s2pairs."""
 
 import json
 from collections.abc import Sequence
@@ -167,7 +167,7 @@ def labelled_cube(
 
 
 def band_indices(cube: Cube, bands: Sequence[str]) -> list[int]:
-    """Positions of the bands in the cube; a band that it lacks is an error that says what it has."""
+    """Positions of bands in the cube; a band that it lacks is an error that says what it has."""
     missing = [band for band in bands if band not in cube.bands]
     if missing:
         raise DataError(
@@ -177,7 +177,7 @@ def band_indices(cube: Cube, bands: Sequence[str]) -> list[int]:
 
 
 def _majority_classes(cube: Cube, labels: Path) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """The most frequent class of each patch (-1 where its tile has no raster), and all class names."""
+    """The most frequent class of each patch (-1: its tile has no raster), and all class names."""
     import rasterio
     from rasterio.windows import from_bounds
 

@@ -22,7 +22,7 @@ def pair_information(
     network: StatisticsNetwork,
     feature_map: Float[Tensor, "batch channel row col"],
     representation: Float[Tensor, "batch dim"],
-    order: Int64[Tensor, "batch"],
+    order: Int64[Tensor, " batch"],
 ) -> Float[Tensor, ""]:
     """Equation 3 or 4 (by the network) of a feature map and a representation.
 
