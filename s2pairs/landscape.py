@@ -470,7 +470,8 @@ def _settlements(surface: _Surface, fields: _Fields) -> None:
     """Towns and villages: quarters with streets, lots along them, gardens behind."""
     ragged = fields.noise("town edge", 9)
     town = fields.planned("town") + 0.02 * ragged > 0.0
-    inside = town | (fields.planned("village") + 4 * ragged > 0)
+    village = (fields.planned("village") + 4 * ragged > 0) & (fields.planned("forest") < 0.03)
+    inside = town | village
     if not inside.any():
         return
     quarters = fields.voronoi("quarters", 48).only(inside)
@@ -528,7 +529,7 @@ _SOIL_VARIATION = np.array(
     + [[0.10, 0.06, 0.06, 0.03]] * 2
     + [[0.0, 0.10, 0.08, 0.06]]  # heath
     + [[0.22, 0.10, 0.09, 0.025]] * 6  # crops
-    + [[0.45, 0.0, 0.0, 0.08]] * 3  # roofs
+    + [[0.32, 0.0, 0.0, 0.08]] * 3  # roofs
     + [[0.0, 0.05, 0.0, 0.08], [0.25, 0.0, 0.05, 0.12]]  # streets, gardens
     + [[0.0, 0.10, 0.12, 0.10], [0.0, 0.06, 0.10, 0.06]]  # rock, gravel
     + [[0.0, 0.06, 0.05, 0.06], [0.0, 0.03, 0.0, 0.05]],  # roads

@@ -13,7 +13,7 @@ import numpy as np
 
 from s2pairs.errors import S2PairsError
 from s2pairs.noise import salt
-from s2pairs.sky import LOCAL_TIME_H, Sun, sun_at
+from s2pairs.sky import Sun, local_time, sun_at
 from s2pairs.tiles import PIXEL_SIZE_M, TILE_SIZE_PX, TileId
 
 REVISIT_DAYS = 5
@@ -128,7 +128,7 @@ def _overpass(
 ) -> Overpass:
     latitude, longitude = centre(tile)
     spacecraft = "S2A" if day.toordinal() // REVISIT_DAYS % 2 == 0 else "S2B"
-    hours = (LOCAL_TIME_H - longitude / 15) % 24
+    hours = (local_time(latitude) - longitude / 15) % 24
     midnight = datetime.combine(day, time(), UTC)
     acquired = midnight + timedelta(seconds=round(hours * 3600), milliseconds=24)
     absolute, relative = orbits(spacecraft, acquired)

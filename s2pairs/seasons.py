@@ -36,10 +36,10 @@ _SPECTRA = {
         "conifer": [1.5, 1.8, 2.9, 1.8, 4, 12.5, 16, 17.5, 19, 18, 5, 8.5, 3.5],
         "tiles": [6, 7, 10, 18, 22, 25, 27, 28, 30, 31, 28, 35, 33],
         "slate": [9, 10, 11, 12, 12, 13, 13, 14, 14, 14, 14, 16, 16],
-        "metal roof": [30, 34, 38, 40, 41, 41, 42, 42, 42, 40, 35, 37, 33],
+        "metal roof": [20, 23, 26, 28, 29, 29, 30, 30, 30, 29, 25, 27, 24],
         "asphalt": [8, 9, 10, 11, 12, 12, 13, 13, 13, 14, 14, 16, 16],
-        "rock": [12, 15, 18.5, 21, 23, 24, 25, 26, 27, 27, 26, 31, 29],
-        "gravel": [15, 19, 25, 31, 33, 35, 36, 37, 38, 38, 37, 43, 41],
+        "rock": [8, 10, 12.5, 14.5, 16, 17, 17.5, 18, 19, 19, 19, 24, 22],
+        "gravel": [9, 11.5, 15, 18.5, 20, 21.5, 22.5, 23.5, 24.5, 25, 24, 30, 28],
     }.items()
 }
 
@@ -63,7 +63,7 @@ def surface_on(day: date, southern: bool, bands: tuple[str, ...], seed: int) -> 
     weather = np.random.default_rng(salt(seed, "weather", day.year, southern))
     year_shift, drought = weather.normal(0, 5), weather.uniform(0.0, 0.5)
     of_day = np.random.default_rng(salt(seed, "wetness and wind", day, southern))
-    wetness, glint = of_day.uniform(0.72, 1.06), 0.006 * of_day.random() ** 2
+    wetness, glint = of_day.uniform(0.72, 1.06), 0.005 * of_day.random() ** 3
     of_year = day.timetuple().tm_yday + (182 if southern else 0)
     timing = np.linspace(-1, 1, _TIMINGS)
     soil = np.zeros((len(Kind), _TIMINGS, len(BANDS)))
@@ -104,24 +104,28 @@ def _mixture(kind: Kind, day: float, timing: Days, drought: float) -> tuple[Mixt
                 "autumn leaves": turned,
                 "branches": 0.85 * bare,
             }
-        case Kind.CONIFER:
-            return {"soil": 0.06 * one}, {"conifer": 0.94 * one}
         case Kind.PASTURE | Kind.MEADOW | Kind.HEATH | Kind.YOUNG_STAND | Kind.GARDEN:
             plants = _sward(kind, day, timing, drought)
             return {"soil": 1 - sum(plants.values(), 0 * one)}, plants
         case _:
-            return {_MATERIAL[kind]: one}, {}
+            on_ground, growing = _UNCHANGING[kind]
+            return (
+                {name: share * one for name, share in on_ground.items()},
+                {name: share * one for name, share in growing.items()},
+            )
 
 
-_MATERIAL = {
-    Kind.TILED_ROOF: "tiles",
-    Kind.GREY_ROOF: "slate",
-    Kind.BRIGHT_ROOF: "metal roof",
-    Kind.STREET: "asphalt",
-    Kind.ROCK: "rock",
-    Kind.GRAVEL: "gravel",
-    Kind.LANE: "soil",
-    Kind.MAIN_ROAD: "asphalt",
+# Kinds without a calendar: shares of the ground and of the plants.
+_UNCHANGING: dict[Kind, tuple[dict[str, float], dict[str, float]]] = {
+    Kind.CONIFER: ({"soil": 0.06}, {"conifer": 0.94}),
+    Kind.TILED_ROOF: ({"tiles": 1}, {}),
+    Kind.GREY_ROOF: ({"slate": 1}, {}),
+    Kind.BRIGHT_ROOF: ({"metal roof": 1}, {}),
+    Kind.STREET: ({"asphalt": 1}, {}),
+    Kind.ROCK: ({"rock": 1}, {}),
+    Kind.GRAVEL: ({"gravel": 1}, {}),
+    Kind.LANE: ({"soil": 0.55}, {"grass": 0.25, "dry grass": 0.2}),
+    Kind.MAIN_ROAD: ({"asphalt": 1}, {}),
 }
 
 

@@ -17,7 +17,8 @@ from s2pairs.bands import BANDS, band
 from s2pairs.landscape import Window
 from s2pairs.noise import Floats, Positions, noise, salt
 
-LOCAL_TIME_H = 10.5  # mean local solar time of the overpass, on the descending node
+_NODE_TIME_H = 10.5  # mean local solar time where the orbit crosses the equator southwards
+_INCLINATION = 98.62
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,17 @@ class Air:
     transmission: Floats
 
 
+def local_time(latitude: float) -> float:
+    """Mean local solar time of the overpass in hours: the later, the further north."""
+    slant = math.tan(math.radians(latitude)) / math.tan(math.radians(_INCLINATION))
+    return _NODE_TIME_H - math.degrees(math.asin(max(-1.0, min(1.0, slant)))) / 15
+
+
 def sun_at(latitude: float, day: date) -> Sun:
     """Position of the sun at the overpass, from latitude in degrees and the day of the year."""
     of_year = day.timetuple().tm_yday
     tilt = math.radians(-23.44) * math.cos(2 * math.pi * (of_year + 10) / 365.25)
-    hour = math.radians(15 * (LOCAL_TIME_H - 12))
+    hour = math.radians(15 * (local_time(latitude) - 12))
     phi = math.radians(latitude)
     up = math.sin(phi) * math.sin(tilt) + math.cos(phi) * math.cos(tilt) * math.cos(hour)
     east = -math.cos(tilt) * math.sin(hour)
