@@ -249,7 +249,7 @@ class _Networks(nn.Module):
 
 def _assemble(spec: ArtifactSpec, digest: str, networks: _Networks) -> Artifact:
     networks.eval().requires_grad_(False)
-    networks.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    networks.encoder.to(memory_format=torch.channels_last)
     heads = cast(Mapping[str, Classifier], dict(networks.heads.items()))
     return Artifact(
         spec, digest, networks.encoder, networks.global_statistics, networks.local_statistics, heads

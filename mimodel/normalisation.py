@@ -36,16 +36,17 @@ class Normalisation(BaseModel):
     def fit(cls, bands: Sequence[str], reflectance: npt.NDArray[np.float32]) -> "Normalisation":
         """Fit on patches (N, band, H, W), NaN where there is no data."""
         # float64, because a mean over 10^8 float32 values drifts.
-        mean = np.nanmean(reflectance, axis=(0, 2, 3), dtype=np.float64)
-        std = np.nanstd(reflectance, axis=(0, 2, 3), dtype=np.float64)
-        return cls(bands=tuple(bands), mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+        mean: list[float] = np.nanmean(reflectance, (0, 2, 3), np.float64).tolist()
+        std: list[float] = np.nanstd(reflectance, (0, 2, 3), np.float64).tolist()
+        return cls(bands=tuple(bands), mean=tuple(mean), std=tuple(std))
 
     def __call__(self, reflectance: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Standardise (..., band, H, W) whose bands stand in the order of `self.bands`."""
         mean = np.asarray(self.mean, np.float32)[:, None, None]
         std = np.asarray(self.std, np.float32)[:, None, None]
         standard = (reflectance.astype(np.float32) - mean) / std
-        return np.nan_to_num(standard, copy=False, nan=0.0)
+        filled: npt.NDArray[np.float32] = np.nan_to_num(standard, copy=False, nan=0.0)
+        return filled
 
 
 def select_bands(

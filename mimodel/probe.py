@@ -114,7 +114,7 @@ def probe(
         classifier = classifier or network
         answers["MLP (Table 7)"] = _answers(network, values[test])
         scores += [
-            _score(kind, name, answer == data.label[test], data.place[test])
+            _score(kind, name, np.equal(answer, data.label[test]), data.place[test])
             for kind, answer in answers.items()
         ]
     assert classifier is not None
@@ -175,7 +175,7 @@ def fit_classifier(
     assert isinstance(first, nn.Linear)
     with torch.no_grad():
         first.weight /= torch.from_numpy(std)
-        first.bias -= first.weight @ torch.from_numpy(mean)
+        first.bias.sub_(first.weight @ torch.from_numpy(mean))
     return network.eval().requires_grad_(False)
 
 
@@ -254,7 +254,7 @@ def _feature_sets(artifact: Artifact, data: LabelledPatches) -> dict[str, Featur
     with torch.random.fork_rng():
         torch.manual_seed(0)
         untrained = Encoder(artifact.spec.encoder).eval().requires_grad_(False)
-    untrained.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    untrained.to(memory_format=torch.channels_last)
     blank = Artifact(
         artifact.spec,
         artifact.digest,
@@ -333,14 +333,16 @@ def _nearest(queries: Features, gallery: Features) -> Labels:
 
 
 def _unit(values: Features) -> Features:
-    return values / (np.linalg.norm(values, axis=1, keepdims=True) + 1e-12)
+    unit: Features = values / (np.linalg.norm(values, axis=1, keepdims=True) + 1e-12)
+    return unit
 
 
 def _true_colour(artifact: Artifact, patch: Features) -> Features:
     names: Sequence[str] = artifact.spec.bands
     shown = [names.index(band) for band in ("B04", "B03", "B02") if band in names]
     order = shown if len(shown) == 3 else [0, 0, 0]
-    return np.clip(np.nan_to_num(patch[order]).transpose(1, 2, 0) / 0.25, 0, 1)
+    picture: Features = np.clip(np.nan_to_num(patch[order]).transpose(1, 2, 0) / 0.25, 0, 1)
+    return picture
 
 
 def _with_head(

@@ -160,4 +160,5 @@ def _bilinear(
     low = np.floor(at).astype(int)
     high = np.minimum(low + 1, len(values) - 1)
     part = (at - low)[:, None]
-    return values[low] * (1 - part) + values[high] * part
+    between: npt.NDArray[np.floating] = values[low] * (1 - part) + values[high] * part
+    return between

@@ -296,13 +296,13 @@ def _stop_signals() -> Iterator[_Stop]:
         stop.requested = True
         signal.signal(number, previous[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, request)
+    for stopping in (signal.SIGINT, signal.SIGTERM):
+        previous[stopping] = signal.signal(stopping, request)
     try:
         yield stop
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for stopping, handler in previous.items():
+            signal.signal(stopping, handler)
 
 
 def _write_artifact(config: RunConfig, source: PairSource, run: _Run, folder: Path) -> Artifact:

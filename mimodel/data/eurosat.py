@@ -51,7 +51,8 @@ class EuroSat:
         Neighbouring numbers are often neighbouring ground, so single images drawn at random would
         have their neighbours in the other half.
         """
-        return self.number // _BLOCK % _TEST_BLOCKS == _TEST_BLOCKS - 1
+        chosen: npt.NDArray[np.bool_] = self.number // _BLOCK % _TEST_BLOCKS == _TEST_BLOCKS - 1
+        return chosen
 
     @property
     def reflectance(self) -> npt.NDArray[np.float32]:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from s2pairs.bands import reflectance_from_stored
-from s2pairs.cube import Cube, open_cube
-from s2pairs.errors import S2PairsError
 
 from mimodel.data.pairs import LabelledPatches, PairBatch
 from mimodel.errors import DataError
 from mimodel.normalisation import Normalisation
+from s2pairs.bands import reflectance_from_stored
+from s2pairs.cube import Cube, open_cube
+from s2pairs.errors import S2PairsError
 
 Stored = npt.NDArray[np.uint16]
 _NORMALISATION_PATCHES = 1024
