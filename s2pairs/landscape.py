@@ -208,7 +208,7 @@ def _block(window: Window, plan: "_Plan", epsg: int, seed: int) -> Ground:
 
 # The plan: fields that change slowly, on a lattice of 80 m.
 _STEP = 8  # pixels
-_MARGIN = 320  # pixels around a window, so that the plan covers the centre of each parcel in it
+_MARGIN = 96  # pixels around a window: more than from any pixel to the centre of its parcel
 _UNIT = 240  # pixels: the lattice of landscape units
 _UNITS = ("arable", "arable", "arable", "pasture", "forest", "forest", "town", "hills", "lake")
 _IS_UNIT = {name: np.array([unit == name for unit in _UNITS]) for name in dict.fromkeys(_UNITS)}

@@ -29,6 +29,14 @@ def test_a_small_window_is_a_crop_of_a_large_one(land: Ground) -> None:
     assert_same(ground(small, EPSG, SEED), land, (slice(390, 540), slice(300, 560)))
 
 
+def test_many_small_windows_are_crops_too(land: Ground) -> None:
+    rng = np.random.default_rng(1)
+    for row, column in rng.integers(0, 1024 - 40, (16, 2)):
+        small = Window(PLACE.column + int(column), PLACE.row + int(row), 40, 40)
+        part = (slice(row, row + 40), slice(column, column + 40))
+        assert_same(ground(small, EPSG, SEED), land, part)
+
+
 def test_overlapping_tiles_show_the_same_ground() -> None:
     west, east = TileId.parse("31TCJ"), TileId.parse("31TDJ")
     of_east = Window.of_tile(east, 70, 90)
