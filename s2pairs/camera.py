@@ -89,7 +89,6 @@ class _Sensor:
         self._surface: Surface = surface_on(day, overpass.tile.southern, bands, seed)
         self._air: Air = air_of(overpass.sun, overpass.haze, bands)
         self._clouds = _clouds(overpass, window, seed)
-        self._seen = _in_swath(overpass, window)
         rng = np.random.default_rng(self._key)
         self._bias = dict(zip(_NAMES, rng.normal(0, 0.0012, len(_NAMES)), strict=True))
         self._gain = dict(zip(_NAMES, rng.normal(1, 0.008, len(_NAMES)), strict=True))
@@ -101,6 +100,7 @@ class _Sensor:
         wide = slice(rows.start, rows.stop + 2)  # of the ground, which begins a pixel earlier
         kind = self._land.kind[wide]
         cloud, bright, shadow = self._cover(part)
+        seen = _in_swath(self._overpass, window, range(rows.start, rows.stop))
         sky = np.where(shadow > IN_SHADOW, SHADOW, CLEAR)
         sky = np.where(cloud > IN_CLOUD, CLOUD, sky)
         return _View(
@@ -114,7 +114,7 @@ class _Sensor:
             cloud=cloud,
             bright=bright,
             shadow=shadow,
-            sky=np.where(self._seen[rows], sky, NO_DATA).astype(np.uint8),
+            sky=np.where(seen, sky, NO_DATA).astype(np.uint8),
         )
 
     def measure(self, name: str, view: _View, step: int) -> npt.NDArray[np.uint16]:
@@ -191,11 +191,13 @@ def _area_mean(values: Floats, step: int) -> Floats:
     return mean
 
 
-def _in_swath(overpass: Overpass, window: Window, step: int = 1) -> npt.NDArray[np.bool_]:
-    """Which pixels the sensor saw; the swath's edge leans like a descending orbit."""
-    rows, columns = np.ogrid[0 : window.height : step, 0 : window.width : step]
+def _in_swath(
+    overpass: Overpass, window: Window, rows: range, step: int = 1
+) -> npt.NDArray[np.bool_]:
+    """Which pixels of some rows the sensor saw; the swath's edge leans like a descending orbit."""
     lean = math.tan(math.radians(12.5)) * (-1 if overpass.tile.southern else 1)
-    position = (columns + lean * (rows - window.height / 2)) / window.width
+    along = lean * (np.array(rows)[:, None] - window.height / 2)
+    position = (np.arange(0, window.width, step) + along) / window.width
     if overpass.empty < 0:
         return np.asarray(position >= -overpass.empty)
     return np.asarray(position < 1 - overpass.empty) | (overpass.empty == 0)
@@ -204,6 +206,7 @@ def _in_swath(overpass: Overpass, window: Window, step: int = 1) -> npt.NDArray[
 def _clouds(overpass: Overpass, window: Window, seed: int) -> Clouds | None:
     if overpass.cloud_share == 0:
         return None
-    valid = _in_swath(overpass, window, max(1, window.height // 400))
+    step = max(1, window.height // 400)
+    valid = _in_swath(overpass, window, range(0, window.height, step), step)
     zone = salt(seed, overpass.tile.epsg)
     return make_clouds(window, valid, overpass.cloud_share, zone, overpass.acquired.date())
