@@ -1,9 +1,9 @@
-"""The straight line: tiles, scenes, patches, cube. One task fills one shard."""
+"""The straight line: tiles, scenes, patches, cube. One task fills a few whole shards."""
 
 import fcntl
-import itertools
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,9 @@ from s2pairs.patches import PATCH_PX, PatchTable, choose_patches
 from s2pairs.scenes import Catalogue, Grid, Listing, Scene, Window, choose_dates
 from s2pairs.shards import Pixels
 from s2pairs.tiles import TileId
+
+TASK_BYTES = 100 * 2**20
+"""Pixels that one task holds in memory; with 4 bands and 12 dates, 4 shards."""
 
 Progress = Callable[[int, int], None]
 """Called with the shards done and the shards in all."""
@@ -79,28 +82,28 @@ def build(
     if `out` is something else or another build holds it, `SceneError` if a product breaks while
     it is read.
     """
-    listings = {tile: _choose(tile, request, catalogue) for tile in request.tiles}
-    plan = _plan(request, listings)
     with _lock(out):
+        listings = {tile: _choose(tile, request, catalogue) for tile in request.tiles}
+        plan = _plan(request, listings)
         if out.exists():
             cubes.same_plan(out, plan)
         else:
             cubes.create(out, plan)
 
-        def fill(shard: int) -> bool:
-            if cubes.is_built(out, shard):
-                return True
-            pixels = _read_shard(plan, shard, listings, catalogue)
-            cubes.write_shard(out, shard, plan.layout, pixels)
-            return False
+        def fill(task: range) -> int:
+            missing = [shard for shard in task if not cubes.is_built(out, shard)]
+            parts = _read_shards(plan, missing, listings, catalogue)
+            for shard, pixels in zip(missing, parts, strict=True):
+                cubes.write_shard(out, shard, plan.layout, pixels)
+            return len(task) - len(missing)
 
-        stood = _run(fill, plan.shards, workers, progress)
+        stood = _run(fill, _tasks(plan), workers, progress)
     return Report(
         path=out,
         patches=len(plan.table),
         dates=request.dates,
         shards=plan.shards,
-        already_built=sum(stood),
+        already_built=stood,
         left_out=sum(len(listing.left_out) for listing in listings.values()),
     )
 
@@ -164,7 +167,11 @@ def _one_level(listings: Mapping[TileId, Listing]) -> str:
 
 def _attributes(listings: Mapping[TileId, Listing]) -> dict[str, Any]:
     scenes = [scene for listing in listings.values() for scene in listing.scenes]
-    years = sorted({scene.acquired.year for scene in scenes})
+    years = sorted({scene.acquired.year for scene in scenes if not scene.simulated})
+    notices = ["contains simulated data"] if any(scene.simulated for scene in scenes) else []
+    if years:
+        listed = ", ".join(f"[{year}]" for year in years)
+        notices.append(f"contains modified Copernicus Sentinel data {listed}")
     return {
         "title": "Patches of Sentinel-2 images at several dates",
         "creator": f"crossmi {version('crossmi')} (s2pairs)",
@@ -174,45 +181,63 @@ def _attributes(listings: Mapping[TileId, Listing]) -> dict[str, Any]:
             for listing in listings.values()
             for entry in listing.left_out
         ],
-        "notice": "contains modified Copernicus Sentinel data "
-        + ", ".join(f"[{year}]" for year in years),
+        "notice": "; ".join(notices),
     }
 
 
-def _run(task: Callable[[int], bool], count: int, workers: int, progress: Progress) -> list[bool]:
-    """The results of `task(0)`, `task(1)`, … on dask's threads, reporting as each one ends."""
+def _tasks(plan: Plan) -> list[range]:
+    """Runs of shards that are read together: one decoding of an image's block serves them all."""
+    shard = plan.layout.patches * plan.layout.dates * plan.layout.chunk_bytes
+    together = max(1, TASK_BYTES // shard)
+    return [
+        range(first, min(first + together, plan.shards))
+        for first in range(0, plan.shards, together)
+    ]
+
+
+def _run(
+    fill: Callable[[range], int], tasks: Sequence[range], workers: int, progress: Progress
+) -> int:
+    """The sum of `fill(task)` over the tasks, on dask's threads, reporting as each one ends."""
     import dask.threaded
 
-    done = itertools.count(1)
-    progress(0, count)
+    total = sum(map(len, tasks))
+    done = 0
+    counting = threading.Lock()
+    progress(0, total)
 
-    def reported(number: int) -> bool:
-        result = task(number)
-        progress(next(done), count)
+    def reported(task: range) -> int:
+        nonlocal done
+        result = fill(task)
+        with counting:
+            done += len(task)
+            progress(done, total)
         return result
 
-    graph = {f"shard-{number}": (reported, number) for number in range(count)}
-    return list(dask.threaded.get(graph, list(graph), num_workers=workers))
+    graph = {f"shards-{task.start}": (reported, task) for task in tasks}
+    return sum(dask.threaded.get(graph, list(graph), num_workers=workers))
 
 
-def _read_shard(
-    plan: Plan, shard: int, listings: Mapping[TileId, Listing], catalogue: Catalogue
-) -> Pixels:
-    """Stored values (patch, date, band, 64, 64) of one shard's patches."""
-    layout = plan.layout
-    first = shard * layout.patches
-    table = plan.table.take(np.arange(first, min(first + layout.patches, len(plan.table))))
-    pixels = np.empty((len(table), layout.dates, *layout.chunk), dtype=np.uint16)
+def _read_shards(
+    plan: Plan, shards: Sequence[int], listings: Mapping[TileId, Listing], catalogue: Catalogue
+) -> list[Pixels]:
+    """Stored values (patch, date, band, 64, 64) of each shard's patches."""
+    size = plan.layout.patches
+    rows = [np.arange(s * size, min((s + 1) * size, len(plan.table))) for s in shards]
+    if not rows:
+        return []
+    table = plan.table.take(np.concatenate(rows))
+    pixels = np.empty((len(table), plan.layout.dates, *plan.layout.chunk), dtype=np.uint16)
     for tile, regions in _by_tile(table).items():
-        windows = [_bounds(table, rows) for rows in regions]
+        windows = [_bounds(table, patches) for patches in regions]
         for date, scene in enumerate(listings[tile].scenes):
             for band, name in enumerate(plan.bands):
                 read = catalogue.read(scene, name, windows)
                 offset = scene.add_offset[name]
-                for rows, window, dn in zip(regions, windows, read, strict=True):
+                for patches, window, dn in zip(regions, windows, read, strict=True):
                     stored = stored_from_dn(dn, offset, scene.quantification)
-                    pixels[rows, date, band] = _cut(stored, window, table, rows)
-    return pixels
+                    pixels[patches, date, band] = _cut(stored, window, table, patches)
+    return np.split(pixels, np.cumsum([len(each) for each in rows])[:-1])
 
 
 def _by_tile(table: PatchTable) -> dict[TileId, list[list[int]]]:

@@ -32,10 +32,60 @@ Tiles = Annotated[Path, typer.Option(help="Text file with one tile id a line, su
 Bands = Annotated[str, typer.Option(help="Bands by name, in the order of the cube.")]
 Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="As 2016-01-31.")]
 
+RequiredDay = Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="As 2016-01-31.")]
+
+_SIMULATE_EXAMPLE = (
+    "Example: s2pairs simulate --tiles configs/tiles/demo.txt --out products --size 1024 "
+    "--dates 6 --start 2019-03-01 --end 2020-02-28"
+)
 _BUILD_EXAMPLE = (
     "Example: s2pairs build --tiles configs/tiles/sanchez2019.txt --source safe:products "
     "--out cube.zarr --start 2016-01-01 --end 2018-12-31"
 )
+
+
+@app.command(epilog=_SIMULATE_EXAMPLE)
+def simulate(
+    *,
+    tiles: Tiles,
+    out: Annotated[Path, typer.Option(help="Folder for the products, with truth/ in it.")],
+    start: RequiredDay,
+    end: RequiredDay,
+    size: Annotated[int, typer.Option(min=1, help="Side of a scene, pixels of 10 m.")] = 10980,
+    dates: Annotated[int, typer.Option(min=1, help="Clear dates a tile.")] = 12,
+    cloudy_dates: Annotated[
+        int | None, typer.Option(min=0, help="Cloudy dates besides; a third of --dates if unset.")
+    ] = None,
+    bands: Bands = _DEFAULT_BANDS,
+    seed: Annotated[int, typer.Option(min=0, help="Makes the landscape and the weather.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Threads.")] = _PROCESSORS,
+) -> None:
+    """Make products of a landscape that does not exist, with its truth beside them.
+
+    The same command makes the same bytes, and resumes an interrupted one. The days --start and
+    --end both belong to the period.
+    """
+    with _one_sentence(on_interrupt="the same command resumes it"):
+        from s2pairs.simulate import simulate as run
+
+        with _progress("products") as progress:
+            made = run(
+                read_tiles(tiles),
+                out,
+                size=size,
+                dates=dates,
+                start=start.date(),
+                end=end.date(),
+                bands=parse_bands(bands),
+                seed=seed,
+                cloudy_dates=cloudy_dates,
+                workers=workers,
+                progress=progress,
+            )
+        typer.echo(
+            f"{made.out}: {len(made.products)} products ({made.written} new), truth in "
+            f"{made.out / 'truth'}, {made.size_bytes / 1e6:.0f} MB"
+        )
 
 
 @app.command(epilog=_BUILD_EXAMPLE)

@@ -15,6 +15,7 @@ PATCH_M = PATCH_PX * PIXEL_SIZE_M
 SPLITS = ("train", "validation", "test")
 SPLIT_GAP_M = 1_000
 LONGEST_PERIOD_M = 50_000
+_BLOCK_PX = 1024  # side of a code block (JPEG 2000 tile) of the provider's 10 m images
 _VALIDATION_ENDS, _TRAIN_ENDS = 0.15, 0.85
 
 # Between centres, in metres on the ground. Two squares are at least g apart, edge to edge, if
@@ -29,7 +30,7 @@ _SEMI_MAJOR_M, _ECCENTRICITY_SQUARED = 6_378_137.0, 6.69437999014e-3
 
 @dataclass(frozen=True)
 class PatchTable:
-    """One row a patch, tile after tile, region after region, row after row."""
+    """One row a patch: tile after tile, region after region, within a region row after row."""
 
     tile: npt.NDArray[np.str_]
     region: npt.NDArray[np.int32]
@@ -77,11 +78,18 @@ def choose_patches(
 def choose_regions(
     tile: TileId, grid: Grid, count: int, size: int, seed: int
 ) -> list[tuple[int, int, int, int]]:
-    """Up to `count` regions of a tile as (number, row, col, size), in order of number."""
+    """Up to `count` regions of a tile as (number, row, col, size).
+
+    They stand in the order of the blocks that images are coded in, so that what is read together
+    is decoded together.
+    """
     rows, columns = grid.height // size, grid.width // size
     draw = np.random.default_rng([seed, *tile.name.encode()])
-    chosen = np.sort(draw.permutation(rows * columns)[:count])
-    return [(int(n), int(n) // columns * size, int(n) % columns * size, size) for n in chosen]
+    chosen = draw.permutation(rows * columns)[:count].tolist()
+    regions = [
+        (number, number // columns * size, number % columns * size, size) for number in chosen
+    ]
+    return sorted(regions, key=lambda each: (each[1] // _BLOCK_PX, each[2] // _BLOCK_PX, each[0]))
 
 
 def _patches_of_tile(

@@ -60,6 +60,8 @@ class Scene:
     grid: Grid
     paths: Mapping[str, Path]
     """File of each band that was asked for."""
+    simulated: bool
+    """Made by `s2pairs simulate`: no satellite has seen it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _TILE_IN_NAME = re.compile(r"_T([0-9]{2}[A-Z]{3})_", re.ASCII)
 _BASELINE_OF_DATATAKE = re.compile(r"_N\d\d\.\d\d$", re.ASCII)
+# Where a genuine tile id names the processing centre, such as _TL_SGS__
+_SIMULATION_CENTRE = "_TL_SIM__"
 _LEVELS = {"Level-1C": "L1C", "Level-2A": "L2A"}
 
 
@@ -111,6 +113,7 @@ def read_scene(folder: Path, bands: Sequence[str]) -> Scene:
         add_offset=_offsets(product, "RADIO_ADD_OFFSET" if level == "L1C" else "BOA_ADD_OFFSET"),
         grid=_grid(granule),
         paths={name: _band_file(images, name, level) for name in bands},
+        simulated=_SIMULATION_CENTRE in granule.text("TILE_ID"),
     )
 
 

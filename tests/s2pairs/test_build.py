@@ -222,10 +222,13 @@ def test_products_of_one_tile_share_a_grid(tmp_path: Path) -> None:
 
 def test_the_attributes_say_where_the_pixels_are_from(tmp_path: Path) -> None:
     days = ["2019-12-31", "2020-06-01", "2021-01-01"]
-    write_places(tmp_path / "products", [l1c(day=d, size=128) for d in days], ("B04",))
+    folders = write_places(tmp_path / "products", [l1c(day=d, size=128) for d in days], ("B04",))
+    for folder in folders[::2]:  # as if a genuine centre had processed these
+        (granule,) = folder.glob("GRANULE/*/MTD_TL.xml")
+        granule.write_text(granule.read_text().replace("_TL_SIM__", "_TL_SGS__"))
     cube = make(tmp_path, request(dates=3, end=datetime(2022, 1, 1, tzinfo=UTC)))
     assert cube.attributes["notice"] == (
-        "contains modified Copernicus Sentinel data [2019], [2020], [2021]"
+        "contains simulated data; contains modified Copernicus Sentinel data [2019], [2021]"
     )
     assert cube.attributes["creator"].startswith("crossmi ")
     assert cube.attributes["quantification"] == 10_000
@@ -251,9 +254,11 @@ MANY = request(tiles=(TILE, TileId.parse("19KDQ")), regions=64)
 
 
 def command(folder: Path, name: str, *more: str) -> list[str]:
-    words = "-m s2pairs.cli build --dates 2 --regions 64 --region-size 128 --bands B04 --workers 1"
+    words = "build --dates 2 --regions 64 --region-size 128 --bands B04 --workers 1"
+    # one shard a task, so that there is a middle to stop in
+    program = "from s2pairs import build, cli; build.TASK_BYTES = 1; cli.main()"
     return [
-        *(sys.executable, *words.split()),
+        *(sys.executable, "-c", program, *words.split()),
         *("--tiles", str(folder / "tiles.txt"), "--source", f"safe:{folder / 'products'}"),
         *("--out", str(folder / name), *more),
     ]
@@ -326,9 +331,11 @@ def test_a_second_build_stops_at_once_and_ctrl_c_can_be_resumed(many: Path) -> N
             assert time.monotonic() < limit
             assert first.poll() is None
             time.sleep(0.005)
+        first.send_signal(signal.SIGSTOP)
         with pytest.raises(CubeError, match=f"is being built by process {first.pid} on "):
             build_at(many, MANY, name=path.name)
         first.send_signal(signal.SIGINT)
+        first.send_signal(signal.SIGCONT)
         _, errors = first.communicate(timeout=60)
     assert first.returncode == 130
     assert "interrupted; the same command resumes it" in errors

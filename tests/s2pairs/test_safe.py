@@ -50,6 +50,7 @@ def test_genuine_metadata(crossmi_data: Path, name: str) -> None:
     assert (scene.datatake, scene.baseline, scene.cloud_cover) == (datatake, baseline, cloud)
     assert scene.add_offset == offsets
     assert scene.quantification == 10_000
+    assert not scene.simulated
     assert (scene.grid.epsg, scene.grid.left, scene.grid.top) == corner
     assert (scene.grid.height, scene.grid.width) == (10980, 10980)
     assert scene.tile.upper_left() == corner[1:]
@@ -120,6 +121,7 @@ def test_made_products_read_back(tmp_path: Path) -> None:
     assert scene.generated == product.generated
     assert (scene.baseline, scene.cloud_cover) == ("05.00", 1.25)
     assert scene.add_offset == OFFSET
+    assert scene.simulated
     assert (scene.grid.height, scene.grid.width) == (130, 130)
     catalogue = SafeCatalogue(tmp_path, ALL)
     for band in BANDS:

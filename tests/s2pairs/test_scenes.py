@@ -32,6 +32,7 @@ def scene(day: float, **changes: object) -> Scene:
         add_offset={},
         grid=Grid(32631, 300000, 4900020, 64, 64),
         paths={"B04": Path("B04.jp2")},
+        simulated=False,
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 
