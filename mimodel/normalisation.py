@@ -36,8 +36,8 @@ class Normalisation(BaseModel):
     def fit(cls, bands: Sequence[str], reflectance: npt.NDArray[np.float32]) -> "Normalisation":
         """Fit on patches (N, band, H, W), NaN where there is no data."""
         # float64, because a mean over 10^8 float32 values drifts.
-        mean: list[float] = np.nanmean(reflectance, (0, 2, 3), np.float64).tolist()
-        std: list[float] = np.nanstd(reflectance, (0, 2, 3), np.float64).tolist()
+        mean = np.asarray(np.nanmean(reflectance, (0, 2, 3), np.float64)).tolist()
+        std = np.asarray(np.nanstd(reflectance, (0, 2, 3), np.float64)).tolist()
         return cls(bands=tuple(bands), mean=tuple(mean), std=tuple(std))
 
     def __call__(self, reflectance: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:

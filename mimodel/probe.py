@@ -138,8 +138,8 @@ def image_statistics(reflectance: npt.NDArray[np.float32]) -> Features:
     A patch without any valid pixel in a band gets zeros there.
     """
     pixels = reflectance.reshape(*reflectance.shape[:2], -1)
-    empty = np.isnan(pixels).all(-1)
-    pixels = np.where(empty[..., None], 0, pixels)
+    empty = np.isnan(pixels).all(axis=-1, keepdims=True)
+    pixels = np.where(empty, np.float32(0), pixels)
     parts = [np.nanmean(pixels, -1), np.nanstd(pixels, -1)]
     parts += list(np.nanpercentile(pixels, PERCENTILES, axis=-1))
     return np.concatenate(parts, axis=1).astype(np.float32)

@@ -301,8 +301,8 @@ def _stop_signals() -> Iterator[_Stop]:
     try:
         yield stop
     finally:
-        for stopping, handler in previous.items():
-            signal.signal(stopping, handler)
+        for signal_number, handler in previous.items():
+            signal.signal(signal_number, handler)
 
 
 def _write_artifact(config: RunConfig, source: PairSource, run: _Run, folder: Path) -> Artifact:

@@ -179,7 +179,7 @@ def band_indices(cube: Cube, bands: Sequence[str]) -> list[int]:
 def _majority_classes(cube: Cube, labels: Path) -> tuple[npt.NDArray[np.int64], list[str]]:
     """The most frequent class of each patch (-1: its tile has no raster), and all class names."""
     import rasterio
-    from rasterio.windows import from_bounds
+    from rasterio.windows import Window
 
     ground = np.full(cube.patches, -1, np.int64)
     classes: list[str] = []
@@ -196,9 +196,7 @@ def _majority_classes(cube: Cube, labels: Path) -> tuple[npt.NDArray[np.int64], 
                 raise DataError(f"{file} names other classes than its neighbours in {labels}")
             classes = named
             for place in np.flatnonzero(tiles == tile):
-                x, y = cube.x[place], cube.y[place]
-                window = from_bounds(x - 320, y - 320, x + 320, y + 320, raster.transform)
-                values = raster.read(1, window=window.round_offsets().round_lengths())
+                values = raster.read(1, window=Window(cube.col[place], cube.row[place], 64, 64))
                 counts = np.bincount(values.ravel(), minlength=len(classes))[: len(classes)]
                 if counts.sum():
                     ground[place] = int(counts.argmax())

@@ -1,0 +1,84 @@
+"""The command's words: examples, sentences and exit codes, as a user meets them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mimodel.artifact import Artifact
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+METHOD = ["--config", str(CONFIGS / "method" / "infomax.yaml")]
+CUBE = ["--config", str(CONFIGS / "data" / "sentinel2.yaml"), *METHOD]
+
+
+def _mimodel(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("mimodel")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_importing_mimodel_needs_neither_rasters_nor_training_extras() -> None:
+    heavy = ("rasterio", "sentinelhub", "torchgeo", "xarray", "zarr", "sklearn", "matplotlib")
+    code = (
+        f"import sys, mimodel.artifact, mimodel.similarity; print(set(sys.modules) & set({heavy}))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert answer.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("command", ["train", "probe", "info"])
+def test_each_command_has_help_with_an_example(command: str) -> None:
+    from typer.testing import CliRunner
+
+    from mimodel.cli import app
+
+    answer = CliRunner().invoke(app, [command, "--help"])
+    assert answer.exit_code == 0
+    assert f"Example: mimodel {command}" in " ".join(answer.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", *CUBE, "--set", "data.cube=nowhere.zarr", "--out", "OUT"], "nowhere.zarr"),
+        (["train", *CUBE, "--set", "data.cube=c", "--set", "method.d=1", "--out", "OUT"], "method.d"),
+        (["train", "--config", "nothing.yaml", "--out", "OUT"], "nothing.yaml"),
+        (["info", "nowhere"], "nowhere"),
+        (["probe", "nowhere", "--out", "OUT"], "nowhere"),
+        (["probe", "ARTIFACT", "--out", "OUT"], "either --cube with --labels, or --eurosat"),
+        (["probe", "ARTIFACT", "--eurosat", "no.tar", "--out", "OUT"], "no.tar"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_is_one_sentence_and_exit_code_2(
+    arguments: list[str], says: str, folder: Path, tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from mimodel.cli import app
+
+    places = {"OUT": str(tmp_path / "out"), "ARTIFACT": str(folder)}
+    answer = CliRunner().invoke(app, [places.get(word, word) for word in arguments])
+    assert answer.exit_code == 2
+    assert says in answer.stderr.replace("\n", "")
+    assert "Traceback" not in answer.output
+
+
+def test_a_flipped_bit_in_an_artifact_ends_with_a_sentence(folder: Path) -> None:
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    answer = _mimodel("info", str(folder))
+    assert answer.returncode == 2
+    assert len(answer.stderr.strip().splitlines()) == 1
+    assert "damaged" in answer.stderr
+    assert not answer.stdout
+
+
+def test_info_prints_the_card_and_the_digest(folder: Path) -> None:
+    answer = _mimodel("info", str(folder))
+    assert answer.returncode == 0
+    assert Artifact.load(folder).digest in answer.stdout
+    assert "# Untrained" in answer.stdout

@@ -1,0 +1,143 @@
+"""Cubes as pairs and as labelled patches: the numbers in a batch tell where they come from."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from mimodel.data.sentinel2 import CubePairs, labelled_cube
+from mimodel.errors import DataError
+from s2pairs.cube import Cube, Plan, create, open_cube, write_shard
+from s2pairs.patches import PatchTable
+from s2pairs.tiles import TileId
+
+BANDS = ("B04", "B03", "B08")
+PLACES, DATES = 40, 4
+TILE = TileId.parse("31TCJ")
+
+
+@pytest.fixture(scope="module")
+def cube(tmp_path_factory: pytest.TempPathFactory) -> Cube:
+    """Pixel values tell place, date and band; place 3 is empty at date 1, place 5 has one date."""
+    number = np.arange(PLACES)
+    ulx, uly = TILE.upper_left()
+    row, col = number // 8 * 64, number % 8 * 64
+    table = PatchTable(
+        tile=np.full(PLACES, TILE.name),
+        region=np.zeros(PLACES, np.int32),
+        row=row.astype(np.int32),
+        col=col.astype(np.int32),
+        epsg=np.full(PLACES, TILE.epsg, np.int32),
+        x=ulx + 10.0 * (col + 32),
+        y=uly - 10.0 * (row + 32),
+        split=np.where(number < 30, "train", "test"),
+    )
+    plan = Plan(
+        bands=BANDS,
+        level="L1C",
+        table=table,
+        acquired=np.full((PLACES, DATES), np.datetime64("2020-01-01", "ms")),
+        product=np.full((PLACES, DATES), "P"),
+        parameters={},
+        attributes={"products": [], "products_left_out": [], "notice": "made"},
+    )
+    place, date, band = np.meshgrid(number, np.arange(DATES), np.arange(3), indexing="ij")
+    value = 1000 + place * 100 + date * 10 + band
+    pixels = np.broadcast_to(value[..., None, None], (*value.shape, 64, 64)).astype(np.uint16)
+    pixels = pixels + np.arange(64, dtype=np.uint16)  # variation inside a patch
+    pixels[3, 1] = 0
+    pixels[5, 1:] = 0
+    path = tmp_path_factory.mktemp("cube") / "cube.zarr"
+    create(path, plan)
+    write_shard(path, 0, plan.layout, pixels)
+    return open_cube(path)
+
+
+def _pairs(cube: Cube, **changes: object) -> CubePairs:
+    options = {"bands": None, "min_valid": 0.9, "memory_gb": 1.0, "seed": 0, **changes}
+    return CubePairs(cube.path, **options)  # type: ignore[arg-type]
+
+
+def _origin(source: CubePairs, side: np.ndarray) -> np.ndarray:
+    """(place, date) of each image of a batch, from the values of its first band."""
+    norm = source.normalisation
+    reflectance = side[:, 0, 0, 0] * norm.std[0] + norm.mean[0]
+    stored = np.rint((reflectance + 0.1) * 1e4).astype(int) - 1000
+    return np.stack([stored // 100, stored % 100 // 10], 1)
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_a_pair_is_one_place_at_two_dates(cube: Cube, memory_gb: float) -> None:
+    source = _pairs(cube, memory_gb=memory_gb)
+    seen = set()
+    for step in range(30):
+        batch = source.batch(step, 12)
+        x, y = _origin(source, batch.x.numpy()), _origin(source, batch.y.numpy())
+        assert (x[:, 0] == y[:, 0]).all()
+        assert (x[:, 1] != y[:, 1]).all()
+        assert len(set(x[:, 0].tolist())) == 12  # no place twice: it would be its own negative
+        assert x[:, 0].max() < 30  # the training split alone
+        seen |= {tuple(pair) for pair in np.concatenate([x, y]).tolist()}
+    assert (3, 1) not in seen  # empty
+    assert not {place for place, _ in seen} & {5}  # a single date is no pair
+    assert len(seen) == 29 * DATES - 1  # everything else comes
+
+
+def test_memory_and_disk_give_the_same_batches(cube: Cube) -> None:
+    a, b = (_pairs(cube, memory_gb=memory).batch(4, 8) for memory in (1.0, 0.0))
+    assert np.array_equal(a.x, b.x)
+    assert np.array_equal(a.y, b.y)
+
+
+def test_bands_come_in_the_order_asked_for(cube: Cube) -> None:
+    both, one = _pairs(cube), _pairs(cube, bands=("B08", "B04"))
+    x, swapped = both.batch(0, 8).x.numpy(), one.batch(0, 8).x.numpy()
+    np.testing.assert_allclose(swapped, x[:, [2, 0]], atol=1e-5)
+    assert one.normalisation.bands == ("B08", "B04")
+
+
+def test_normalisation_is_fitted_on_the_training_split_alone(cube: Cube) -> None:
+    norm = _pairs(cube).normalisation
+    stored = np.concatenate([cube.read(p).reshape(-1, 3, 64, 64) for p in range(30) if p != 5])
+    valid = (stored != 0).all((1, 2, 3))
+    truth = stored[valid] * 1e-4 - 0.1
+    np.testing.assert_allclose(norm.mean, truth.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(norm.std, truth.std((0, 2, 3)), rtol=1e-5)
+
+
+def test_labels_are_the_majority_of_the_ground(cube: Cube, tmp_path: Path) -> None:
+    classes = ["water", "forest", "bare"]
+    ground = np.zeros((320, 512), np.uint8)
+    ground[:, 256:] = 2  # columns 4 to 7 of the places
+    ground[:64, :40] = 1  # most of place 0
+    ulx, uly = TILE.upper_left()
+    with rasterio.open(
+        tmp_path / "31TCJ.tif", "w", driver="GTiff", width=512, height=320, count=1,
+        dtype="uint8", crs=f"EPSG:{TILE.epsg}", transform=Affine(10, 0, ulx, 0, -10, uly),
+    ) as file:  # fmt: skip
+        file.write(ground, 1)
+        file.update_tags(1, classes=json.dumps(classes))
+    data = labelled_cube(cube.path, tmp_path, bands=BANDS, min_valid=0.9, dates=2, seed=0)
+    names = np.array(data.classes)[data.label]
+    expected = np.where(data.place % 8 >= 4, "bare", np.where(data.place == 0, "forest", "water"))
+    assert (names == expected).all()
+    _, looks = np.unique(data.place, return_counts=True)
+    assert sorted(set(looks.tolist())) == [1, 2]  # place 5 has one date
+    assert set(data.split[data.place >= 30]) == {"test"}
+    stored = np.rint((data.reflectance[:, 0, 0, 0] + 0.1) * 1e4).astype(int) - 1000
+    assert (stored // 100 == data.place).all()
+    assert (stored % 100 // 10 == data.date).all()
+
+
+def test_what_is_missing_is_named(cube: Cube, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="B12"):
+        _pairs(cube, bands=("B04", "B12"))
+    with pytest.raises(DataError, match=r"nowhere\.zarr"):
+        CubePairs(tmp_path / "nowhere.zarr", bands=None, min_valid=0.9, memory_gb=1, seed=0)
+    with pytest.raises(DataError, match=r"31TCJ\.tif"):
+        labelled_cube(cube.path, tmp_path, bands=BANDS, min_valid=0.9, dates=2, seed=0)
+    with pytest.raises(DataError, match="0 places of the validation split"):
+        _pairs(cube, split="validation")
