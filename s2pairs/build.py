@@ -17,7 +17,7 @@ import numpy as np
 from s2pairs import cube as cubes
 from s2pairs.bands import stored_from_dn
 from s2pairs.cube import Plan
-from s2pairs.errors import CubeError, SourceError
+from s2pairs.errors import CubeError, S2PairsError, SourceError
 from s2pairs.patches import PATCH_PX, PatchTable, choose_patches
 from s2pairs.scenes import Catalogue, Grid, Listing, Scene, Window, choose_dates
 from s2pairs.shards import Pixels
@@ -43,6 +43,10 @@ class Request:
     start: datetime | None = None
     end: datetime | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.start and self.end and self.end <= self.start:
+            raise S2PairsError(f"the period ends before it starts: {self.start} to {self.end}")
 
     def parameters(self) -> dict[str, Any]:
         """As JSON values."""

@@ -1,0 +1,214 @@
+"""The commands, in a process of their own where it matters."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from s2pairs.cli import app
+from tests.worlds import RGBN, l1c, write_places
+
+COMMANDS = ["simulate", "build", "info", "check", "preview"]
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(*words: str | Path) -> str:
+    """The one sentence of a command that ends with exit code 2."""
+    result = run(*words)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    sentence, _, more = result.stderr.rstrip().partition("\n")
+    assert sentence.startswith("s2pairs: ")
+    assert all(line.startswith("  ") for line in more.splitlines())
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Products of one tile at three dates, one of them cloudy."""
+    folder = tmp_path_factory.mktemp("world")
+    write_places(
+        folder / "products",
+        [
+            l1c(day="2020-01-01", size=512),
+            l1c(day="2020-03-01", size=512, cloud=40),
+            l1c(day="2020-06-01", size=512, baseline="05.00"),
+        ],
+    )
+    (folder / "tiles.txt").write_text("31TCJ  # Toulouse\n")
+    return folder
+
+
+def build(world: Path, out: str, *more: str) -> Result:
+    return run(
+        *("build", "--tiles", world / "tiles.txt", "--source", f"safe:{world / 'products'}"),
+        *("--out", world / out, "--dates", "2", "--region-size", "128", *more),
+    )
+
+
+@pytest.fixture(scope="module")
+def cube(world: Path) -> Path:
+    result = build(world, "cube.zarr")
+    assert result.exit_code == 0, result.output
+    return world / "cube.zarr"
+
+
+def test_there_are_no_other_commands() -> None:
+    assert [
+        command.callback.__name__ for command in app.registered_commands if command.callback
+    ] == (COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_that_names_the_command(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: s2pairs {command} " in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_parses(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run where nothing is, it fails for what is not there and not for how it is written."""
+    monkeypatch.chdir(tmp_path)
+    text = " ".join(run(command, "--help").stdout.replace("│", " ").split())
+    words = text.partition("Example: s2pairs ")[2].split()
+    sentence = refused(*words)
+    assert "cannot read the tile list" in sentence or "no such folder" in sentence
+
+
+def test_help_starts_without_the_heavy_libraries() -> None:
+    program = (
+        "import sys; sys.argv = ['s2pairs', 'build', '--help']\n"
+        "from s2pairs.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'rasterio', 'xarray', 'zarr', 'dask', 'scipy', 'matplotlib', 'torch', 'pandas'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_build_says_what_it_made_and_where(world: Path) -> None:
+    result = build(world, "said.zarr")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert f"{world / 'said.zarr'}: 32 patches of 1 tiles at 2 dates in 1 shards" in said
+    assert "1 products left out" in said
+    assert "1 of 1 shards" in result.stderr
+    assert "(1 stood already)" in build(world, "said.zarr").stdout
+
+
+def test_info_describes(cube: Path) -> None:
+    result = run("info", cube)
+    assert result.exit_code == 0
+    for text in ("32 of 64 x 64", "31TCJ (32)", "B04, B03, B02, B08", "2020-01-01 to 2020-06-01"):
+        assert text in result.stdout
+    assert "2 used, 1 left out" in result.stdout
+
+
+def test_check_passes_and_preview_draws(cube: Path, tmp_path: Path) -> None:
+    result = run("check", cube)
+    assert (result.exit_code, "as they were built" in result.stdout) == (0, True)
+    picture = tmp_path / "dates.png"
+    result = run("preview", cube, "--out", picture, "--patches", "3")
+    assert result.exit_code == 0, result.output
+    from matplotlib.image import imread
+
+    pixels = imread(picture)
+    assert pixels.ndim == 3
+    assert len(set(map(tuple, pixels.reshape(-1, pixels.shape[2]).tolist()))) > 500  # not blank
+    sentence = refused("preview", cube, "--out", tmp_path / "nowhere" / "dates.png")
+    assert "cannot write" in sentence
+
+
+def test_check_finds_a_flipped_bit_and_names_the_shard(world: Path) -> None:
+    assert build(world, "flipped.zarr").exit_code == 0
+    file = world / "flipped.zarr" / "reflectance" / "c.0.0.0.0.0"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 16
+    file.write_bytes(data)
+    sentence = refused_check(world / "flipped.zarr")
+    assert "shard 0: the bytes of" in sentence
+    assert "run the same s2pairs build command again" in sentence
+    assert build(world, "flipped.zarr").exit_code == 0
+    assert run("check", world / "flipped.zarr").exit_code == 0
+
+
+def refused_check(cube: Path) -> str:
+    result = run("check", cube)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_a_missing_shard(world: Path) -> None:
+    assert build(world, "missing.zarr").exit_code == 0
+    (world / "missing.zarr" / "reflectance" / "c.0.0.0.0.0").unlink()
+    assert "lacks shard 0" in refused("info", world / "missing.zarr")
+    assert "shard 0: the file" in refused_check(world / "missing.zarr")
+
+
+def test_wrong_paths_and_lists(world: Path, tmp_path: Path) -> None:
+    assert "is not a cube" in refused("info", tmp_path / "none.zarr")
+    assert "is not a cube" in refused("check", tmp_path)
+    assert "is not a cube" in refused("preview", tmp_path, "--out", tmp_path / "p.png")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("# nothing yet\n")
+    source = f"safe:{world / 'products'}"
+    usual = ("--source", source, "--out", tmp_path / "c.zarr")
+    assert "names no tile" in refused("build", "--tiles", empty, *usual)
+    assert "cannot read the tile list" in refused("build", "--tiles", tmp_path / "no.txt", *usual)
+    assert not (tmp_path / "c.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--source", "stac:x"], "unknown source 'stac:x'; expected safe:DIR"),
+        (["--source", "safe:"], "expected safe:DIR"),
+        (["--source", "safe:no-such-folder"], "is not a folder of .SAFE products"),
+        (["--dates", "3"], "tile 31TCJ has 2 usable dates of the 3 needed"),
+        (["--bands", "B04,B99"], "unknown band 'B99'"),
+        (["--region-size", "100"], "not a multiple of 64"),
+        (["--start", "2020-05-01"], "left out 2 outside the period"),
+        (["--start", "2020-05-01", "--end", "2020-04-01"], "ends before it starts"),
+    ],
+)
+def test_wrong_options(world: Path, options: list[str], expected: str) -> None:
+    result = build(world, "wrong.zarr", *options)
+    assert result.exit_code == 2, result.output
+    assert expected in result.stderr
+    assert "Traceback" not in result.output
+    assert not (world / "wrong.zarr").exists()
+    assert not (world / "wrong.zarr.lock").exists()
+
+
+def test_both_days_belong_to_the_period(world: Path) -> None:
+    result = build(world, "days.zarr", "--start", "2020-01-01", "--end", "2020-06-01")
+    assert result.exit_code == 0, result.output
+
+
+def test_simulate_then_build(tmp_path: Path) -> None:
+    tiles = tmp_path / "tiles.txt"
+    tiles.write_text("31TCJ\n")
+    words = [
+        *("simulate", "--tiles", tiles, "--out", tmp_path / "products", "--size", "384"),
+        *("--dates", "2", "--cloudy-dates", "1", "--start", "2019-03-01", "--end", "2020-02-28"),
+    ]
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert "3 products (3 new), truth in" in result.stdout
+    assert "(0 new)" in run(*words).stdout
+    result = run(
+        *("build", "--tiles", tiles, "--source", f"safe:{tmp_path / 'products'}"),
+        *("--out", tmp_path / "cube.zarr", "--dates", "2", "--region-size", "128"),
+    )
+    assert result.exit_code == 0, result.output
+    assert list(RGBN) == ["B04", "B03", "B02", "B08"]
+    assert "1 products left out" in " ".join(result.stdout.split())
