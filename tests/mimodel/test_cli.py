@@ -44,7 +44,7 @@ def test_each_command_has_help_with_an_example(command: str) -> None:
     ("arguments", "says"),
     [
         (["train", *CUBE, "--set", "data.cube=nowhere.zarr", "--out", "OUT"], "nowhere.zarr"),
-        (["train", *CUBE, "--set", "data.cube=c", "--set", "method.d=1", "--out", "OUT"], "method.d"),
+        (["train", *CUBE, "--set", "data.cube=c", "--set", "method.d=1", "--out", "OUT"], "d: "),
         (["train", "--config", "nothing.yaml", "--out", "OUT"], "nothing.yaml"),
         (["info", "nowhere"], "nowhere"),
         (["probe", "nowhere", "--out", "OUT"], "nowhere"),
