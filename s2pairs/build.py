@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from s2pairs import cube as cubes
+from s2pairs import ledger
 from s2pairs.bands import stored_from_dn
-from s2pairs.cube import Plan
 from s2pairs.errors import CubeError, S2PairsError, SourceError
 from s2pairs.patches import PATCH_PX, PatchTable, choose_patches
+from s2pairs.plan import Plan
 from s2pairs.scenes import Catalogue, Grid, Listing, Scene, Window, choose_dates
 from s2pairs.shards import Pixels
 from s2pairs.tiles import TileId
@@ -95,10 +96,10 @@ def build(
             cubes.create(out, plan)
 
         def fill(task: range) -> int:
-            missing = [shard for shard in task if not cubes.is_built(out, shard)]
+            missing = [shard for shard in task if not ledger.is_built(out, shard)]
             parts = _read_shards(plan, missing, listings, catalogue)
             for shard, pixels in zip(missing, parts, strict=True):
-                cubes.write_shard(out, shard, plan.layout, pixels)
+                ledger.write_shard(out, shard, plan.layout, pixels)
             return len(task) - len(missing)
 
         stood = _run(fill, _tasks(plan), workers, progress)

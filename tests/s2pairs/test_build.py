@@ -20,8 +20,9 @@ from rasterio.windows import from_bounds
 
 from s2pairs.bands import BANDS, band, reflectance_from_stored
 from s2pairs.build import Report, Request, build
-from s2pairs.cube import Cube, check, is_built, open_cube
+from s2pairs.cube import Cube, check, open_cube
 from s2pairs.errors import CubeError, SceneError, SourceError
+from s2pairs.ledger import is_built
 from s2pairs.patches import choose_regions
 from s2pairs.safe_writer import L1CProduct, usual_offsets, write_l1c
 from s2pairs.scenes import Grid, Listing

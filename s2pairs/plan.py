@@ -1,0 +1,165 @@
+"""What a cube will hold but for its pixels: its arrays as data, and one digest over all."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from s2pairs.bands import OFFSET, QUANTIFICATION, SCALE, STORED_NO_DATA, wavelengths_nm
+from s2pairs.patches import PATCH_PX, PatchTable
+from s2pairs.shards import ShardLayout
+
+FORMAT = "s2pairs cube"
+FORMAT_VERSION = 1
+SHARD_PATCHES = 64
+DIGEST_BYTES = 32
+
+COORDINATES = {
+    "tile": "MGRS tile",
+    "region": "number of the region on its tile's grid of regions, row after row",
+    "row": "pixel row of the patch's upper left pixel on the tile's 10 m grid",
+    "col": "pixel column of the patch's upper left pixel on the tile's 10 m grid",
+    "epsg": "EPSG code of the tile's UTM zone",
+    "x": "UTM easting of the patch's centre",
+    "y": "UTM northing of the patch's centre",
+    "split": "train, validation or test, by ground",
+    "acquired": "sensing start of the datatake, UTC",
+    "product": "name of the product",
+}
+_UNITS = {"x": "m", "y": "m", "acquired": "milliseconds since 1970-01-01"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of a cube but its pixels."""
+
+    bands: tuple[str, ...]
+    level: str
+    """`L1C` or `L2A`."""
+    table: PatchTable
+    acquired: npt.NDArray[np.datetime64]
+    """(patch, date), milliseconds, UTC."""
+    product: npt.NDArray[np.str_]
+    """(patch, date)."""
+    parameters: Mapping[str, Any]
+    """What the user asked for, as JSON values: a cube is resumed only with the same."""
+    attributes: Mapping[str, Any]
+    """Further attributes of the group."""
+
+    @property
+    def layout(self) -> ShardLayout:
+        return ShardLayout(
+            SHARD_PATCHES, self.product.shape[1], (len(self.bands), PATCH_PX, PATCH_PX)
+        )
+
+    @property
+    def shards(self) -> int:
+        return -(-len(self.table) // SHARD_PATCHES)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over everything here, in hexadecimal."""
+        return content_digest(group_attributes(self), plan_arrays(self))
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of the group as its metadata and, if it is written with the plan, its values."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    values: npt.NDArray[Any] | None
+
+
+def plan_arrays(plan: Plan) -> list[Array]:
+    """Every array of the cube."""
+    patches, dates = plan.product.shape
+    columns: dict[str, npt.NDArray[Any]] = {
+        **vars(plan.table),
+        "acquired": plan.acquired.astype("datetime64[ms]").astype(np.int64),
+        "product": plan.product,
+        "band": np.array(plan.bands),
+    }
+    notes = {**COORDINATES, "band": "name of the spectral band"}
+    arrays = [_coordinate(name, columns[name], notes[name]) for name in columns]
+    kind = {"L1C": "toa", "L2A": "surface"}[plan.level]
+    return [
+        *arrays,
+        Array(
+            "reflectance",
+            "uint16",
+            (patches, dates, len(plan.bands), PATCH_PX, PATCH_PX),
+            ("patch", "date", "band", "y", "x"),
+            {
+                "standard_name": f"{kind}_bidirectional_reflectance",
+                "units": "1",
+                "scale_factor": SCALE,
+                "add_offset": OFFSET,
+                "_FillValue": STORED_NO_DATA,
+                "coordinates": " ".join([*COORDINATES, "valid_fraction"]),
+            },
+            None,
+        ),
+        Array(
+            "valid_fraction",
+            "float32",
+            (patches, dates),
+            ("patch", "date"),
+            {"long_name": "part of the patch's pixels that has data in every band", "units": "1"},
+            None,
+        ),
+        Array(
+            "shard_sha256",
+            "uint8",
+            (plan.shards, DIGEST_BYTES),
+            ("shard", "byte"),
+            {"long_name": "SHA-256 of the shard's files; zero where the shard is not built"},
+            None,
+        ),
+    ]
+
+
+def _coordinate(name: str, values: npt.NDArray[Any], note: str) -> Array:
+    dims = {"band": ("band",), "acquired": ("patch", "date"), "product": ("patch", "date")}
+    attributes = {"long_name": note}
+    if name in _UNITS:
+        attributes["units"] = _UNITS[name]
+    kind = "string" if values.dtype.kind in "UT" else str(values.dtype)
+    return Array(name, kind, values.shape, dims.get(name, ("patch",)), attributes, values)
+
+
+def group_attributes(plan: Plan) -> dict[str, Any]:
+    """The group's attributes, but for the digest that covers them."""
+    return {
+        "Conventions": "CF-1.11",
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "level": plan.level,
+        "bands": list(plan.bands),
+        "wavelengths_nm": wavelengths_nm(plan.bands),
+        "quantification": QUANTIFICATION,
+        "parameters": json.dumps(dict(plan.parameters), sort_keys=True),
+        **plan.attributes,
+    }
+
+
+def content_digest(attributes: Mapping[str, Any], arrays: Sequence[Array]) -> str:
+    """SHA-256 over attributes, array metadata and the values that are written with the plan."""
+    digest = hashlib.sha256()
+    for array in sorted(arrays, key=lambda array: array.name):
+        described = [array.name, array.dtype, array.shape, array.dims, dict(array.attributes)]
+        digest.update(json.dumps(described, sort_keys=True).encode())
+        if array.values is not None:
+            text = array.values.dtype.kind in "UT"
+            plain = "\n".join(array.values.ravel().tolist()).encode() if text else b""
+            digest.update(plain or array.values.tobytes())
+    digest.update(json.dumps(dict(attributes), sort_keys=True).encode())
+    return digest.hexdigest()
