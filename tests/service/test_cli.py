@@ -43,10 +43,6 @@ def test_help_has_an_example_and_every_limit_with_its_default() -> None:
     assert "CROSSMI_API_KEY" in result.stdout
 
 
-def test_a_missing_artifact(tmp_path: Path) -> None:
-    one_sentence(run("--artifact", str(tmp_path / "none"), "--port", "0"), "none", "mimodel train")
-
-
 def test_a_flipped_bit(artifact_folder: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(artifact_folder, damaged)

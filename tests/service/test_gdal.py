@@ -102,14 +102,14 @@ def test_without_a_wall_a_vrt_reads_any_file_and_calls_any_host(
     assert canary_server.asked
 
 
-# The command, ended by a wrong folder before it serves.
+# The command, which a wrong folder ends before it serves.
 START = """
 sys.argv = ["crossmi-service", "--artifact", "none", "--port", "0"]
 from service.cli import main
 try:
     main()
-except SystemExit:
-    pass
+except SystemExit as end:
+    assert end.code == 2
 """
 LIST = """
 from rasterio.env import Env
@@ -123,6 +123,10 @@ def test_the_process_of_the_service_has_one_driver(before: str) -> None:
     command = [sys.executable, "-c", f"import sys\n{before}\n{LIST}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["GTiff"]
+    if before == START:
+        assert done.stderr == (
+            "crossmi-service: none is not a folder; an artifact is made by `mimodel train`\n"
+        )
 
 
 def test_a_limited_process_reaches_nothing(

