@@ -10,8 +10,10 @@ from affine import Affine
 
 from mimodel.data.sentinel2 import CubePairs, labelled_cube
 from mimodel.errors import DataError
-from s2pairs.cube import Cube, Plan, create, open_cube, write_shard
+from s2pairs.cube import Cube, create, open_cube
+from s2pairs.ledger import write_shard
 from s2pairs.patches import PatchTable
+from s2pairs.plan import Plan
 from s2pairs.tiles import TileId
 
 BANDS = ("B04", "B03", "B08")
