@@ -333,10 +333,12 @@ def test_a_second_build_stops_at_once_and_ctrl_c_can_be_resumed(many: Path) -> N
             assert first.poll() is None
             time.sleep(0.005)
         first.send_signal(signal.SIGSTOP)
-        with pytest.raises(CubeError, match=f"is being built by process {first.pid} on "):
-            build_at(many, MANY, name=path.name)
-        first.send_signal(signal.SIGINT)
-        first.send_signal(signal.SIGCONT)
+        try:
+            with pytest.raises(CubeError, match=f"is being built by process {first.pid} on "):
+                build_at(many, MANY, name=path.name)
+        finally:
+            first.send_signal(signal.SIGINT)
+            first.send_signal(signal.SIGCONT)
         _, errors = first.communicate(timeout=60)
     assert first.returncode == 130
     assert "interrupted; the same command resumes it" in errors

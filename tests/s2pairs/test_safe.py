@@ -229,6 +229,19 @@ def test_a_broken_product_is_left_out_with_its_reason(tmp_path: Path, breakage: 
     assert reason in entry.reason
 
 
+def test_a_codestream_that_says_no_length_is_judged_by_its_end(tmp_path: Path) -> None:
+    """The last box of a JP2 file may have length 0: up to the end of the file, wherever that is."""
+    (folder,) = write_places(tmp_path, [l1c()])
+    path = band_file(folder, "B02")
+    data = path.read_bytes()
+    start = data.index(b"jp2c") - 4
+    path.write_bytes(data[:start] + bytes(4) + data[start + 4 :])
+    check_complete(path)
+    cut(path, 0.9)
+    with pytest.raises(SceneError, match="cut short"):
+        check_complete(path)
+
+
 def test_a_band_that_nobody_asks_for_may_be_missing(tmp_path: Path) -> None:
     (folder,) = write_places(tmp_path, [l1c()])
     band_file(folder, "B08").unlink()
