@@ -144,6 +144,8 @@ def info(cube: CubePath) -> None:
         from s2pairs.cube import describe, open_cube
 
         table = Table(show_header=False, title=str(cube))
+        table.add_column()
+        table.add_column(overflow="fold")
         for name, value in describe(open_cube(cube)).items():
             table.add_row(name, value)
         Console().print(table)

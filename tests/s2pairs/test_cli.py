@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from s2pairs.cli import app
+from s2pairs.cube import open_cube
 from tests.worlds import RGBN, l1c, write_places
 
 COMMANDS = ["simulate", "build", "info", "check", "preview"]
@@ -110,6 +111,8 @@ def test_info_describes(cube: Path) -> None:
     for text in ("32 of 64 x 64", "31TCJ (32)", "B04, B03, B02, B08", "2020-01-01 to 2020-06-01"):
         assert text in result.stdout
     assert "2 used, 1 left out" in result.stdout
+    digest = open_cube(cube).digest
+    assert digest in "".join(result.stdout.replace("│", "").split())  # folded, not cut
 
 
 def test_check_passes_and_preview_draws(cube: Path, tmp_path: Path) -> None:
