@@ -31,7 +31,7 @@ from s2pairs.tiles import PIXEL_SIZE_M
 
 CLEAR, CLOUD, SHADOW, NO_DATA = 0, 1, 2, 255
 _STRIP = 240  # rows at a time: a multiple of 6, so that 60 m pixels are not cut
-_BLUR = np.array([0.2, 0.6, 0.2], np.float32)  # about the modulation transfer of the real optics
+_BLUR_PX2 = 0.4  # variance of the kernel: about the modulation transfer of the real optics
 
 
 def render(
@@ -143,7 +143,9 @@ class _Sensor:
         )
         diffuse = np.float32(0.1 + 1.5 * air.rayleigh[index])
         bright *= 1 + (1 - diffuse) * view.light
-        ground = _blurred(bright) * (1 - (1 - diffuse) * np.float32(0.75) * view.shadow)
+        ground = through_optics(bright, self._overpass.shift) * (
+            1 - (1 - diffuse) * np.float32(0.75) * view.shadow
+        )
         seen: Floats = air.rayleigh[index] + air.haze[index] * view.haze
         seen += air.transmission[index] * ground
         white = view.bright * air.transmission[index] / air.transmission.max()
@@ -174,12 +176,25 @@ class _Sensor:
 _NAMES = tuple(each.name for each in BANDS)
 
 
-def _blurred(values: Floats) -> Floats:
-    """The blur of the optics, over the values without their outermost pixels."""
-    side, middle = _BLUR[0], _BLUR[1]
-    down = side * (values[:-2] + values[2:]) + middle * values[1:-1]
-    across: Floats = side * (down[:, :-2] + down[:, 2:]) + middle * down[:, 1:-1]
+def through_optics(values: Floats, shift: tuple[float, float]) -> Floats:
+    """Blurred, and looked at `shift` pixels (east, south) beside each pixel's place.
+
+    The outermost pixels are used up. Three weights whose mean is the shift and whose variance is
+    the blur's; they are positive up to half a pixel.
+    """
+    (west, here, east), (north, level, south) = _taps(shift[0]), _taps(shift[1])
+    down = north * values[:-2] + level * values[1:-1] + south * values[2:]
+    across: Floats = west * down[:, :-2] + here * down[:, 1:-1] + east * down[:, 2:]
     return across
+
+
+def _taps(shift: float) -> tuple[np.float32, np.float32, np.float32]:
+    moment = _BLUR_PX2 + shift**2
+    return (
+        np.float32((moment - shift) / 2),
+        np.float32(1 - moment),
+        np.float32((moment + shift) / 2),
+    )
 
 
 def _area_mean(values: Floats, step: int) -> Floats:

@@ -23,17 +23,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from s2pairs.landscape_plan import Plan, plan_over
 from s2pairs.noise import (
     Floats,
     Hashes,
     Positions,
     fraction,
-    hashed,
     noise,
-    noise_at,
     rehashed,
     salt,
-    spline,
 )
 from s2pairs.parcels import Cells, Plots, plots, voronoi
 from s2pairs.tiles import PIXEL_SIZE_M, TileId
@@ -160,7 +158,7 @@ def ground(
         np.empty(shape, np.int16),
         np.empty(shape, np.uint32),
     )
-    plan = _plan(window.grown(1), epsg, seed)
+    plan = plan_over(window.grown(1).columns, window.grown(1).rows, epsg, seed)
 
     def fill(block: tuple[Window, tuple[slice, slice]]) -> None:
         part, place = block
@@ -192,7 +190,7 @@ def _cuts(start: int, length: int, side: int) -> list[int]:
     return [0, *range(first, length, side), length]
 
 
-def _block(window: Window, plan: "_Plan", epsg: int, seed: int) -> Ground:
+def _block(window: Window, plan: Plan, epsg: int, seed: int) -> Ground:
     """The ground of one block; a pixel more on each side gives slopes at its edge."""
     corner = (window.column // _BLOCK * _BLOCK, window.row // _BLOCK * _BLOCK)
     fields = _Fields(window.grown(1), corner, plan, epsg, seed)
@@ -206,143 +204,11 @@ def _block(window: Window, plan: "_Plan", epsg: int, seed: int) -> Ground:
     return _textured(surface, fields)
 
 
-# The plan: fields that change slowly, on a lattice of 80 m.
-_STEP = 8  # pixels
-_MARGIN = 96  # pixels around a window: more than from any pixel to the centre of its parcel
-_UNIT = 240  # pixels: the lattice of landscape units
-_UNITS = ("arable", "arable", "arable", "pasture", "forest", "forest", "town", "hills", "lake")
-_IS_UNIT = {name: np.array([unit == name for unit in _UNITS]) for name in dict.fromkeys(_UNITS)}
-_BIAS = {"arable": -0.02, "pasture": 0.03, "forest": 0.02, "lake": 0.01}
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Smooth fields on the lattice points (first + i) * _STEP, by name."""
-
-    first_x: int
-    first_y: int
-    fields: dict[str, Floats]
-
-    def over(self, name: str, window: Window) -> Floats:
-        """A field at each pixel of a window."""
-        x, y = window.columns / _STEP - self.first_x, window.rows / _STEP - self.first_y
-        return spline(self.fields[name], x, y)
-
-    def near(
-        self, x: Floats, y: Floats, origin: tuple[int, int]
-    ) -> tuple[npt.NDArray[np.int64], ...]:
-        """Indices of the lattice points nearest to positions that count from `origin`."""
-        left, top = origin[0] - self.first_x * _STEP, origin[1] - self.first_y * _STEP
-        column = np.rint((x + np.float32(left)) / _STEP)
-        row = np.rint((y + np.float32(top)) / _STEP)
-        return row.astype(np.int64), column.astype(np.int64)
-
-
-def _plan(window: Window, epsg: int, seed: int) -> _Plan:
-    wide = window.grown(_MARGIN)
-    first_x, first_y = wide.column // _STEP, wide.row // _STEP
-    columns = (first_x + np.arange(wide.width // _STEP + 3)) * float(_STEP)
-    rows = (first_y + np.arange(wide.height // _STEP + 3)) * float(_STEP)
-    x, y = np.meshgrid(columns, rows)
-
-    def smooth(name: str, cell: float, at: tuple[Positions, Positions] = (x, y)) -> Floats:
-        return noise_at(*at, cell, salt(seed, epsg, name))
-
-    bent = (
-        x + 45 * smooth("bend x", 160) + 16 * smooth("bend x fine", 45),
-        y + 45 * smooth("bend y", 160) + 16 * smooth("bend y fine", 45),
-    )
-    fields = _units(bent, epsg, seed)
-    meander = (
-        bent[0] + 22 * smooth("meander x", 70),
-        bent[1] + 22 * smooth("meander y", 70),
-    )
-    fields["river"] = _signed_distance(smooth("river", 620, meander))
-    fields["stream"] = _signed_distance(smooth("stream", 400, meander))
-    fields["main road"] = _signed_distance(smooth("main road", 520, (x, y)))
-    fields["village"] = _villages(bent, salt(seed, epsg, "village"))
-    return _Plan(first_x, first_y, fields)
-
-
-def _units(at: tuple[Positions, Positions], epsg: int, seed: int) -> dict[str, Floats]:
-    """By unit, how far it leads (positive) or lags behind the strongest at each point."""
-    share = _presence(*at, salt(seed, epsg, "units"))
-    for name in share:
-        share[name] += _BIAS.get(name, 0)
-        share[name] += 0.035 * noise_at(*at, 110, salt(seed, epsg, name, "wide"))
-        share[name] += 0.02 * noise_at(*at, 42, salt(seed, epsg, name, "fine"))
-    lead = {}
-    for name, own in share.items():
-        others = [field for other, field in share.items() if other != name]
-        lead[name] = own - np.maximum.reduce(others)
-    return lead
-
-
-def _presence(x: Positions, y: Positions, key: int) -> dict[str, Floats]:
-    """By unit, the spline of the lattice that is 1 where the unit stands and 0 elsewhere."""
-    column, row = np.floor(x / _UNIT).astype(np.int64), np.floor(y / _UNIT).astype(np.int64)
-    first_x, first_y = column.min() - 1, row.min() - 1
-    columns = np.arange(first_x, column.max() + 3)
-    rows = np.arange(first_y, row.max() + 3)
-    standing = _standing(*np.meshgrid(columns, rows), key)
-    present = {name: np.zeros(x.shape, np.float32) for name in dict.fromkeys(_UNITS)}
-    for i in range(-1, 3):
-        for j in range(-1, 3):
-            weight = _bump(x / _UNIT - column - i) * _bump(y / _UNIT - row - j)
-            unit = standing[row + j - first_y, column + i - first_x]
-            for name, total in present.items():
-                np.add(total, weight, out=total, where=_IS_UNIT[name][unit])
-    return present
-
-
-def _bump(distance: Positions) -> Floats:
-    """The cubic B-spline at a distance of at most 2 from its centre."""
-    d: Floats = np.abs(distance).astype(np.float32)
-    bump: Floats = np.where(d < 1, (4 - 6 * d**2 + 3 * d**3) / 6, (2 - d) ** 3 / 6)
-    return bump
-
-
-def _standing(
-    column: npt.NDArray[np.int64], row: npt.NDArray[np.int64], key: int
-) -> npt.NDArray[np.int64]:
-    """Index into `_UNITS` at lattice points: each group of three by three holds all nine."""
-    group = hashed(column // 3, row // 3, key)
-    place = row % 3 * 3 + column % 3
-    order = np.stack([hashed(np.full_like(place, each), group, key + 1) for each in range(9)])
-    own = np.take_along_axis(order, place[None], 0)
-    rank: npt.NDArray[np.int64] = (order < own).sum(axis=0)
-    return rank
-
-
-def _signed_distance(field: Floats) -> Floats:
-    """Distance in pixels to the zero level of a field on the plan's lattice, to first order."""
-    slope_y, slope_x = np.gradient(field, float(_STEP))
-    steepness = np.maximum(np.hypot(slope_x, slope_y), 1e-4)
-    distance: Floats = np.clip(field / steepness, -400, 400)
-    return distance
-
-
-def _villages(at: tuple[Positions, Positions], key: int) -> Floats:
-    """How many pixels inside (positive) or outside the nearest village a point lies."""
-    x, y = at
-    cell = 260.0
-    inside = np.full(x.shape, -400, np.float32)
-    column, row = np.floor(x / cell), np.floor(y / cell)
-    for i in (-1, 0, 1):
-        for j in (-1, 0, 1):
-            bits = hashed(column + i, row + j, key)
-            at_x = (column + i + 0.2 + 0.6 * fraction(rehashed(bits, 1))) * cell
-            at_y = (row + j + 0.2 + 0.6 * fraction(rehashed(bits, 2))) * cell
-            radius = np.where(fraction(bits) < 0.7, 12 + 20 * fraction(rehashed(bits, 3)), -400)
-            inside = np.maximum(inside, radius - np.hypot(x - at_x, y - at_y))
-    return inside.astype(np.float32)
-
-
 class _Fields:
     """Smooth fields over the pixels of one block, each made once."""
 
     def __init__(
-        self, window: Window, origin: tuple[int, int], plan: _Plan, epsg: int, seed: int
+        self, window: Window, origin: tuple[int, int], plan: Plan, epsg: int, seed: int
     ) -> None:
         self.window = window
         # Positions in 32-bit floats count from the same place for every window over this ground.
@@ -357,7 +223,7 @@ class _Fields:
     def planned(self, name: str) -> Floats:
         """A field of the plan at each pixel."""
         if name not in self._made:
-            self._made[name] = self.plan.over(name, self.window)
+            self._made[name] = self.plan.over(name, self.window.columns, self.window.rows)
         return self._made[name]
 
     def noise(self, name: str, cell: float) -> Floats:

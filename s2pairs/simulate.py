@@ -1,7 +1,8 @@
 """Simulates Sentinel-2: Level-1C products of a made landscape, with the truth beside them.
 
 `out/` holds the products; `out/truth/` holds `landcover/<tile>.tif`, `parcels/<tile>.tif`,
-`clouds/<product>.tif` and `simulation.json`, the parameters. The same parameters make the same
+`clouds/<product>.tif` (its tags say by how many pixels the product is out of register) and
+`simulation.json`, the parameters. The same parameters make the same
 bytes, whatever the number of workers. A product is there whole or not at all, so the same command
 resumes.
 
@@ -30,7 +31,7 @@ from s2pairs.overpasses import Calendar, Overpass, overpasses
 from s2pairs.safe_writer import L1CProduct, usual_offsets, write_l1c
 from s2pairs.tiles import PIXEL_SIZE_M, TILE_SIZE_PX, TileId
 
-FORMAT = 1  # of the made pixels: raise it when the same parameters make other bytes
+FORMAT = 2  # of the made pixels: raise it when the same parameters make other bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +188,16 @@ class _Scene:
             # One pixel more on each side, for the blur of the optics.
             land = ground(self.window.grown(1), self.tile.epsg, self.seed, pool.map)
             inner = (slice(1, -1), slice(1, -1))
-            self._write_map(landcover, land.landcover[inner], classes=CLASSES)
+            self._write_map(landcover, land.landcover[inner], classes=json.dumps(CLASSES))
             self._write_map(parcels, land.parcel[inner])
             yield from pool.map(lambda overpass: self._write_product(overpass, land), missing)
 
     def _write_product(self, overpass: Overpass, land: Ground) -> Path:
         numbers, sky = render(overpass, self.window, land, self.bands, self.seed)
-        self._write_map(self.cloud_file(overpass), sky, nodata=NO_DATA)
+        east, south = overpass.shift
+        self._write_map(
+            self.cloud_file(overpass), sky, NO_DATA, shift_east_px=east, shift_south_px=south
+        )
         valid = int(np.count_nonzero(sky != NO_DATA))
         cover = 100 * int(np.count_nonzero(sky == CLOUD)) / max(valid, 1)
         return write_l1c(self.out, self.product(overpass, cover), numbers)
@@ -202,11 +206,10 @@ class _Scene:
         self,
         path: Path,
         values: npt.NDArray[Any],
-        *,
         nodata: int | None = None,
-        classes: Sequence[str] = (),
+        **tags: str | float,
     ) -> None:
-        """A GeoTIFF on the tile's grid; class names go into the band tag `classes`, as JSON."""
+        """A GeoTIFF on the tile's grid; `classes`, names by value as JSON, also gives colours."""
         import rasterio
         from affine import Affine
 
@@ -228,8 +231,8 @@ class _Scene:
             tiled=True,
         ) as image:
             image.write(values, 1)
-            if classes:
-                image.update_tags(1, classes=json.dumps(list(classes)))
+            image.update_tags(1, **tags)
+            if "classes" in tags:
                 image.write_colormap(1, dict(enumerate(_COLOURS)))
         partial.rename(path)
 

@@ -15,7 +15,7 @@ import pytest
 import rasterio
 
 from s2pairs.bands import BANDS, band
-from s2pairs.camera import CLOUD, NO_DATA, SHADOW, render
+from s2pairs.camera import CLOUD, NO_DATA, SHADOW, render, through_optics
 from s2pairs.errors import S2PairsError
 from s2pairs.landscape import CLASSES, Ground, Kind, Window, ground
 from s2pairs.noise import Floats
@@ -180,6 +180,19 @@ def test_no_data_is_zero_and_nothing_else_is(made: Simulation) -> None:
     assert len(empty) == 8
 
 
+def test_the_truth_says_how_far_a_product_is_out_of_register(made: Simulation) -> None:
+    shifts = []
+    for product in made.products:
+        name = f"{product.name.removesuffix('.SAFE')}.tif"
+        with rasterio.open(made.out / "truth" / "clouds" / name) as image:
+            tags = image.tags(1)
+        shifts.append((float(tags["shift_east_px"]), float(tags["shift_south_px"])))
+    calendar = Calendar(dates=6, cloudy=2, seed=0, **PERIOD)
+    assert sorted(shifts) == sorted(each.shift for each in overpasses(TILE, calendar))
+    assert 0.1 < np.std(shifts) < 0.5
+    assert np.abs(shifts).max() <= 0.5
+
+
 def test_both_kinds_of_baselines_occur(made: Simulation) -> None:
     offsets = []
     for product in made.products:
@@ -232,6 +245,26 @@ def test_crops_follow_their_calendars(window: Window, land: Ground) -> None:
         assert month["forest"] > 0.4
         assert month["water"] < 0
         assert month["built_up"] < month["forest"] - 0.1
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.37, -0.5), (-0.12, 0.2)])
+def test_the_optics_move_a_ramp_by_the_shift_and_keep_a_level(shift: tuple[float, float]) -> None:
+    rows, columns = np.mgrid[0:9, 0:7].astype(np.float32)
+    moved = through_optics(3 * columns - 5 * rows + 40, shift)
+    expected = 3 * (columns + shift[0]) - 5 * (rows + shift[1]) + 40
+    np.testing.assert_allclose(moved, expected[1:-1, 1:-1], atol=2e-5)
+
+
+def test_a_product_out_of_register_shows_the_ground_beside(window: Window, land: Ground) -> None:
+    overpass = overpass_on(date(2020, 6, 20))
+    scenes = [
+        render(replace(overpass, shift=shift), window, land, ("B08",), 0)[0]["B08"].astype(float)
+        for shift in ((0.0, 0.0), (0.3, -0.2))
+    ]
+    south, east = np.gradient(scenes[0])
+    slopes = np.stack([east.ravel(), south.ravel()], axis=1)
+    found, *_ = np.linalg.lstsq(slopes, (scenes[1] - scenes[0]).ravel(), rcond=None)
+    np.testing.assert_allclose(found, (0.3, -0.2), atol=0.08)
 
 
 def test_south_of_the_equator_the_seasons_are_turned_round(window: Window, land: Ground) -> None:
