@@ -437,19 +437,21 @@ def test_real_pixels_of_twelve_dates(
     folder = tmp_path / "products"
     folder.mkdir()
 
-    def wrap(path: Path) -> tuple[str, Path, dict[str, npt.NDArray[np.int16]]]:
-        day = path.stem.removeprefix("Boadella_")
-        values = {name: on_the_tile(path, name) for name in bands}
+    def wrap(day: str, values: dict[str, npt.NDArray[np.int16]]) -> Path:
         offset = -1000 if day in WITH_OFFSET else 0
         dn = {
             name: np.where(value > 0, value - offset, 0).astype(np.uint16)
             for name, value in values.items()
         }
-        return day, write_l1c(folder, boadella_product(day), dn), values
+        return write_l1c(folder, boadella_product(day), dn)
 
     files = sorted((crossmi_data / "s2" / "eotdl_boadella").glob("*.tif"))
+    days = [path.stem.removeprefix("Boadella_") for path in files]
+    # In this thread alone: rasterio silences a warning of `reproject` for the whole process, so in
+    # two threads one of them may see it.
+    pixels = [{name: on_the_tile(path, name) for name in bands} for path in files]
     with ThreadPoolExecutor(2) as pool:
-        wrapped = list(pool.map(wrap, files))
+        wrapped = list(zip(days, pool.map(wrap, days, pixels), pixels, strict=True))
     # The two regions of 256 pixels at row 1024 that hold the area, of 34 in each row of regions.
     wanted = request(tiles=(BOADELLA,), bands=bands, dates=12, regions=2, region_size=256)
     cube = make(tmp_path, replace(wanted, seed=seed_that_draws({4 * 34 + 32, 4 * 34 + 33})))
