@@ -85,6 +85,15 @@ def test_containers_can_do_no_more_than_they_need(compose: dict[str, Any], name:
     assert container["mem_limit"]
 
 
+def test_the_compose_file_fits_its_schema(tmp_path: Path) -> None:
+    check = [Path(sys.executable).with_name("check-jsonschema")]
+    check += ["--builtin-schema", "vendor.compose-spec"]
+    subprocess.run([*check, ROOT / "docker-compose.yml"], check=True)
+    odd = tmp_path / "odd.yml"
+    odd.write_text((ROOT / "docker-compose.yml").read_text().replace("read_only:", "readonly:"))
+    assert subprocess.run([*check, odd], check=False, capture_output=True).returncode == 1
+
+
 def test_only_the_proxy_can_be_reached_and_the_service_reaches_nothing(
     compose: dict[str, Any],
 ) -> None:
