@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from s2pairs.shards import Index, Pixels, ShardLayout
 
 _LONGEST_CHUNK = 65_536
 _AGAIN = "run the same s2pairs build command again"
+_CHANGED = "coordinates or attributes were changed or are missing"
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,12 @@ class Cube:
     @cached_property
     def acquired(self) -> npt.NDArray[np.datetime64]:
         """(patch, date), milliseconds, UTC."""
-        return _column(_open_group(self.path), "acquired").astype("datetime64[ms]")
+        return _late_column(self.path, "acquired").astype("datetime64[ms]")
 
     @cached_property
     def product(self) -> npt.NDArray[np.str_]:
         """(patch, date)."""
-        return _column(_open_group(self.path), "product")
+        return _late_column(self.path, "product")
 
     @cached_property
     def valid_fraction(self) -> npt.NDArray[np.float32]:
@@ -195,12 +196,13 @@ class Cube:
 
 
 def open_cube(path: Path) -> Cube:
-    """Open a complete cube; `CubeError` if it is none, is unfinished, or lacks a shard.
+    """Open a complete cube; `CubeError` if it is none, is unfinished, lacks a shard or was changed.
 
-    A missing shard would read as no-data without a word, so every shard's object must be there.
-    Whether its bytes are right is what `check` says.
+    A missing file would read as its array's fill value without a word. So every shard's object
+    must be there, and the coordinates, array metadata and attributes must have the plan's digest.
+    Whether the bytes of the shards are right is what `check` says.
     """
-    cube = _open(path)
+    cube = _open_unchanged(path)
     built = sum(any(ledger.recorded_digest(path, shard)) for shard in range(cube.shards))
     if built < cube.shards:
         raise CubeError(
@@ -233,7 +235,7 @@ def create(path: Path, plan: Plan) -> None:
 
 def same_plan(path: Path, plan: Plan) -> None:
     """`CubeError` unless the cube at `path` was begun with this very plan; says what differs."""
-    cube = _open(path)
+    cube = _open_unchanged(path)
     asked = json.loads(json.dumps(dict(plan.parameters)))
     differing = [
         f"{name} was {cube.parameters.get(name)!r}, now {asked.get(name)!r}"
@@ -261,7 +263,7 @@ def check(path: Path) -> Iterator[tuple[Damage | None, int, int]]:
     """
     cube = _open(path)
     total = cube.shards + 1
-    changed = f"coordinates or attributes were changed; remove {path} and build it again"
+    changed = f"{_CHANGED}; remove {path} and build it again"
     yield None if _static_parts_hold(cube) else Damage(None, changed), 1, total
     for shard in range(cube.shards):
         what = ledger.damage(path, shard)
@@ -300,17 +302,24 @@ def _static_parts_hold(cube: Cube) -> bool:
     """
     import zarr
 
-    for use_consolidated in (True, False):
-        try:
-            group = zarr.open_group(cube.path, mode="r", use_consolidated=use_consolidated)
-            attributes = dict(group.attrs)
-            expected = attributes.pop("plan_sha256")
-            found = [_read_array(group, name) for name in sorted(group.array_keys())]
-        except Exception:  # noqa: BLE001, a decoder may raise anything on changed bytes
+    try:
+        group, copy = (
+            zarr.open_group(cube.path, mode="r", use_consolidated=consolidated)
+            for consolidated in (False, True)
+        )
+        attributes = dict(group.attrs)
+        expected = attributes.pop("plan_sha256")
+        found = [_described(group[name]) for name in sorted(group.array_keys())]
+        if found != [_described(copy[name]) for name in sorted(copy.array_keys())]:
             return False
-        if content_digest(attributes, found) != expected:
-            return False
-    return True
+        written = {*COORDINATES, "band"}
+        filled = [
+            replace(array, values=group[array.name][...]) if array.name in written else array
+            for array in found
+        ]
+        return content_digest(attributes, filled) == expected
+    except Exception:  # noqa: BLE001, a decoder may raise anything on changed bytes
+        return False
 
 
 def _write_group(path: Path, plan: Plan) -> None:
@@ -408,6 +417,14 @@ def _open(path: Path) -> Cube:
         raise CubeError(f"{path} is damaged ({error}); remove it and build it again") from error
 
 
+def _open_unchanged(path: Path) -> Cube:
+    """A cube that may be unfinished; `CubeError` if anything but its shards was changed."""
+    cube = _open(path)
+    if not _static_parts_hold(cube):
+        raise CubeError(f"{path} is damaged: {_CHANGED}; run s2pairs check {path}")
+    return cube
+
+
 def _open_group(path: Path) -> Any:
     import zarr
 
@@ -423,14 +440,24 @@ def _column(group: Any, name: str) -> npt.NDArray[Any]:
     return np.array(values.tolist(), dtype=str) if name in ("tile", "split") else values
 
 
-def _read_array(group: Any, name: str) -> Array:
-    array = group[name]
+def _late_column(path: Path, name: str) -> npt.NDArray[Any]:
+    """A column that is read only when it is asked for; `open_cube` has found it in order."""
+    try:
+        return _column(_open_group(path), name)
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CubeError(
+            f"{path} was damaged after it was opened ({error}); run s2pairs check {path}"
+        ) from error
+
+
+def _described(array: Any) -> Array:
+    """An array of the group as its metadata say, without values."""
     metadata = array.metadata.to_dict()
     return Array(
-        name=name,
+        name=array.basename,
         dtype=metadata["data_type"],
         shape=tuple(array.shape),
         dims=tuple(metadata["dimension_names"]),
         attributes=dict(array.attrs),
-        values=array[...] if name in {*COORDINATES, "band"} else None,
+        values=None,
     )

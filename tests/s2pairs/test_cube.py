@@ -19,7 +19,7 @@ from s2pairs.cube import Cube, check, create, open_cube, same_plan
 from s2pairs.errors import CubeError
 from s2pairs.ledger import is_built, write_shard
 from s2pairs.patches import PatchTable
-from s2pairs.plan import SHARD_PATCHES, Plan
+from s2pairs.plan import COORDINATES, SHARD_PATCHES, Plan
 
 DATES = 3
 BANDS = ("B04", "B08")
@@ -253,6 +253,7 @@ def test_a_flipped_bit_is_found(path: Path, where: str) -> None:
     flip(file, position)
     (damage,) = damages(path)
     assert damage.startswith("shard 0: ")
+    assert where == "ledger" or f"the bytes of {file} are not" in damage
     assert not is_built(path, 0)
     assert is_built(path, 1)
 
@@ -288,14 +289,54 @@ def test_changed_metadata_are_found(path: Path, change: tuple[str, str, str]) ->
     assert before in text
     (path / name).write_text(text.replace(before, after))
     assert any("coordinates or attributes were changed" in damage for damage in damages(path))
+    with pytest.raises(CubeError, match="run s2pairs check"):
+        open_cube(path)
 
 
-def test_changed_coordinates_are_found(path: Path) -> None:
-    (file,) = (f for f in (path / "x").rglob("*") if f.is_file() and f.name != "zarr.json")
+COLUMNS = [*COORDINATES, "band"]
+
+
+def chunk_of(path: Path, column: str) -> Path:
+    (file,) = (f for f in (path / column).rglob("*") if f.is_file() and f.name != "zarr.json")
+    return file
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_changed_coordinates_are_found(path: Path, column: str) -> None:
+    file = chunk_of(path, column)
     flip(file, file.stat().st_size // 2)
-    for read in (open_cube, damages):
-        with pytest.raises(CubeError, match=r"is damaged .* remove it and build it again"):
-            read(path)
+    with pytest.raises(CubeError, match=r"is damaged.*(build it again|run s2pairs check)"):
+        open_cube(path)
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_missing_coordinates_are_no_silent_fill_values(path: Path, column: str) -> None:
+    opened_before = open_cube(path)
+    chunk_of(path, column).unlink()
+    with pytest.raises(CubeError, match=r"were changed or are missing; run s2pairs check"):
+        open_cube(path)
+    with pytest.raises(CubeError, match=r"were changed or are missing"):
+        same_plan(path, plan())
+    (damage,) = damages(path)
+    assert "remove" in damage
+    assert len(opened_before) == PATCHES
+
+
+@pytest.mark.parametrize("column", ["acquired", "product"])
+def test_a_column_that_is_damaged_after_opening_is_an_error(path: Path, column: str) -> None:
+    cube = open_cube(path)
+    file = chunk_of(path, column)
+    flip(file, file.stat().st_size // 2)
+    with pytest.raises(CubeError, match="was damaged after it was opened"):
+        getattr(cube, column)
+
+
+@pytest.mark.parametrize("data", [b"", bytes(3), bytes(4), b"\0\0\0"])
+def test_an_emptied_file_of_valid_fractions_is_an_error(path: Path, data: bytes) -> None:
+    (file,) = (path / "valid_fraction").glob("c.0.*")
+    file.write_bytes(data)
+    with pytest.raises(CubeError, match=r"is (damaged|cut short); s2pairs check"):
+        _ = open_cube(path).valid_fraction
 
 
 def test_what_is_not_a_cube(tmp_path: Path) -> None:
