@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mimodel.errors import MimodelError
+from mimodel.errors import ConfigError, MimodelError
 
 app = typer.Typer(
     add_completion=False,
@@ -76,30 +76,35 @@ def probe(
     """
     with _one_sentence():
         from mimodel.artifact import Artifact
-        from mimodel.probe import draw_retrieval, write_report
+        from mimodel.probe import draw_retrieval, feature_sets, write_report
         from mimodel.probe import probe as run
         from mimodel.train import model_card
 
+        if {bool(cube), bool(labels)} != {not eurosat}:
+            raise ConfigError("give either --cube with --labels, or --eurosat")
+        out.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost
         loaded = Artifact.load(artifact)
-        if cube and labels and not eurosat:
+        if cube and labels:
             from mimodel.data.sentinel2 import labelled_cube
 
             data = labelled_cube(
                 cube, labels, bands=loaded.spec.bands, min_valid=min_valid, dates=dates, seed=seed
             )
-        elif eurosat and not cube and not labels:
+        else:
             from mimodel.data.eurosat import labelled_eurosat
 
+            assert eurosat
             data = labelled_eurosat(eurosat)
-        else:
-            raise typer.BadParameter("give either --cube with --labels, or --eurosat")
         head = "eurosat" if eurosat else "landcover"
+        typer.echo(f"embedding {len(data.label)} patches")
+        features = feature_sets(loaded, data)
         report, probed = run(
-            loaded, data, head=head, iterations=iterations, seed=seed, report=typer.echo
+            loaded, data, features, head=head, iterations=iterations, seed=seed, report=typer.echo
         )
         write_report(report, out)
         if report.retrieval:
-            draw_retrieval(loaded, data, out / "retrieval.png", seed=seed)
+            picture = out / "retrieval.png"
+            draw_retrieval(loaded, data, features["shared"], picture, seed=seed)
         saved = probed.save(artifact, model_card(probed.spec, report.to_markdown()))
         typer.echo(report.to_markdown())
         typer.echo(f"{out}: figures; {artifact} is now {saved.id} with the head {head!r}")
@@ -128,6 +133,13 @@ def _one_sentence() -> Iterator[None]:
         yield
     except MimodelError as error:
         typer.echo(f"mimodel: {error}", err=True)
+        raise typer.Exit(2) from None
+    except ModuleNotFoundError as error:
+        needs = f"this needs the package {error.name}; install crossmi[train]"
+        typer.echo(f"mimodel: {needs}", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        typer.echo(f"mimodel: {error.filename or 'the system'}: {error.strerror}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo("mimodel: interrupted", err=True)

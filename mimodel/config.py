@@ -87,6 +87,9 @@ class SharedStageConfig(_Model):
         )
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainingConfig(_Model):
     """Adam with the supplement's learning rate and momenta; what it leaves open is ours."""
 
@@ -96,8 +99,8 @@ class TrainingConfig(_Model):
     many. For demonstrations: what comes out depends on the machine."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    seed: int = 0
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
+    seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto is bfloat16 autocast where the hardware multiplies it natively."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -130,7 +133,11 @@ def load_config(files: Iterable[Path], overrides: Sequence[str] = ()) -> RunConf
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"{override!r} is not an override; expected training.iterations=1000")
-        _merge(merged, _nested(key.strip().split("."), yaml.safe_load(value)))
+        try:
+            parsed = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"{override!r}: {value!r} is not a YAML value") from error
+        _merge(merged, _nested(key.strip().split("."), parsed))
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
@@ -149,7 +156,7 @@ def dump_config(config: RunConfig) -> str:
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {file}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{file} is not a mapping; expected keys such as data, method, training")

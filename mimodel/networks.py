@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.nn.functional import relu
 
 LEAKY_SLOPE = 0.2
 
@@ -99,7 +100,18 @@ class Encoder(nn.Module):
 
     def forward(self, image: Float[Tensor, "batch band row col"]) -> Encoded:
         feature_map = self.convolutions(image)
-        return Encoded(feature_map, self.output(feature_map.flatten(1)))
+        return Encoded(feature_map, _in_full(self.output, feature_map.flatten(1)))
+
+
+def _in_full(layer: nn.Linear, values: Tensor) -> Tensor:
+    """A layer in the precision of its weights, also where autocast is on.
+
+    What leaves the networks (S and T) is compared, averaged and served; bfloat16 would leave eight
+    bits of it, and these layers are a hundredth of the work.
+    """
+    with torch.autocast(values.device.type, enabled=False):
+        full: Tensor = layer(values.to(layer.weight.dtype))
+        return full
 
 
 @final
@@ -118,9 +130,17 @@ class SplitLinear(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
 
-def _dense_head(width: int) -> nn.Sequential:
+@final
+class _DenseHead(nn.Sequential):
     """From the sum of a first layer's two sides to T: the last two layers of Tables 9 and 10."""
-    return nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def forward(self, sides: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch"]:
+        _, dense, _, output = self
+        assert isinstance(output, nn.Linear)
+        return _in_full(output, relu(dense(relu(sides)))).squeeze(-1)
 
 
 @final
@@ -139,7 +159,7 @@ class GlobalStatistics(nn.Module):
         )
         flat = 32 * (height - 4) * (width_px - 4)
         self.first = SplitLinear(flat, spec.representation, width)
-        self.head = _dense_head(width)
+        self.head = _DenseHead(width)
 
     def feature_side(
         self, feature_map: Float[Tensor, "batch channel row col"]
@@ -159,7 +179,7 @@ class GlobalStatistics(nn.Module):
         representation: Float[Tensor, "*#batch width"],
     ) -> Float[Tensor, "*batch"]:
         score: Tensor = self.head(feature + representation)
-        return score.squeeze(-1)
+        return score
 
 
 @final
@@ -172,7 +192,7 @@ class LocalStatistics(nn.Module):
     def __init__(self, spec: EncoderSpec, width: int = 512) -> None:
         super().__init__()
         self.first = SplitLinear(spec.feature_shape[0], spec.representation, width)
-        self.head = _dense_head(width)
+        self.head = _DenseHead(width)
 
     def feature_side(
         self, feature_map: Float[Tensor, "batch channel row col"]
@@ -192,7 +212,7 @@ class LocalStatistics(nn.Module):
         representation: Float[Tensor, "*#batch 1 width"],
     ) -> Float[Tensor, "*batch position"]:
         score: Tensor = self.head(feature + representation)
-        return score.squeeze(-1)
+        return score
 
 
 StatisticsNetwork = GlobalStatistics | LocalStatistics
@@ -225,6 +245,7 @@ class Classifier(nn.Module):
 def inference_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it natively, else float32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32

@@ -1,7 +1,7 @@
 """Reflectance to network input: per-band standardisation, keyed by band name.
 
-The only division by a standard deviation in the project. No data (NaN) becomes 0, the mean of its
-band, in training as in serving.
+The only place where pixels are divided by a standard deviation. No data (NaN) becomes 0, the mean
+of its band, in training as in serving.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,29 @@ class Normalisation(BaseModel):
             raise ValueError(
                 f"{len(self.bands)} bands, {len(self.mean)} means, {len(self.std)} stds"
             )
-        if min(self.std, default=1.0) <= 0:
+        if not all(std > 0 for std in self.std):
             raise ValueError("a band without variation cannot be standardised")
         return self
 
     @classmethod
     def fit(cls, bands: Sequence[str], reflectance: npt.NDArray[np.float32]) -> "Normalisation":
-        """Fit on patches (N, band, H, W), NaN where there is no data."""
+        """Fit on patches (N, band, H, W), NaN where there is no data.
+
+        A band that has one value everywhere, or none, is an `InputError`.
+        """
+        missing = np.isnan(reflectance).all((0, 2, 3))
+        level = [
+            name
+            for name, empty, values in zip(
+                bands, missing, np.moveaxis(reflectance, 1, 0), strict=True
+            )
+            if empty or np.nanmin(values) == np.nanmax(values)
+        ]
+        if level:
+            raise InputError(
+                f"band {', '.join(level)} has the same value in every pixel, or none, so there is "
+                "nothing to learn from it; leave it out, or look at the data"
+            )
         # float64, because a mean over 10^8 float32 values drifts.
         mean = np.asarray(np.nanmean(reflectance, (0, 2, 3), np.float64)).tolist()
         std = np.asarray(np.nanstd(reflectance, (0, 2, 3), np.float64)).tolist()

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 def joint_term(joint: Float[Tensor, "*joint"]) -> Float[Tensor, "*joint"]:
     """-log(1 + exp(-T)): the term of equation 2 on the joint distribution, before its mean."""
-    return -softplus(-joint.float())
+    return -softplus(-_at_least_single(joint))
 
 
 def jsd_mutual_information(
@@ -24,7 +24,7 @@ def jsd_mutual_information(
     shapes, since the expectation runs over batch and positions alike (equations 3 and 4). The
     estimate never exceeds 2 JSD(p(x, z) || p(x)p(z)) - 2 log 2, so it is at most 0.
     """
-    return joint_term(joint).mean() - softplus(product.float()).mean()
+    return joint_term(joint).mean() - softplus(_at_least_single(product)).mean()
 
 
 def representation_distance(
@@ -35,7 +35,12 @@ def representation_distance(
     The paper leaves open whether the L1 norm is summed or averaged over the dimensions; averaging
     is ours (summing lets this term drown the others at 64 dimensions).
     """
-    return (s_x.float() - s_y.float()).abs().mean()
+    return (_at_least_single(s_x) - _at_least_single(s_y)).abs().mean()
+
+
+def _at_least_single(values: Tensor) -> Tensor:
+    """Half precisions as float32; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def derangement(size: int, generator: Generator) -> Int64[Tensor, " item"]:

@@ -25,7 +25,6 @@ Labels = npt.NDArray[np.int64]
 
 PERCENTILES = (10, 25, 50, 75, 90)
 _BOOTSTRAPS = 2000
-_RETRIEVAL_ROUNDS = 5
 _NEIGHBOURS = 5
 
 
@@ -52,8 +51,10 @@ class ProbeReport:
     majority: float
     """Accuracy of always answering the most frequent training class."""
     scores: tuple[Score, ...]
+    test_looks: int
+    """Test patches in all: places seen at several dates."""
     retrieval: tuple[Score, ...]
-    """Top-1: the same place at another date, among all test places."""
+    """Top-1: the same place at another date, among all test patches of other places."""
 
     def to_markdown(self) -> str:
         """The figures as a table, with what they were measured on."""
@@ -70,8 +71,8 @@ class ProbeReport:
         if self.retrieval:
             lines += [
                 "",
-                f"The same place at another date, top-1 among {self.test_places} test places "
-                f"(chance {100 / self.test_places:.2f} %):",
+                f"The same place at another date, top-1 among all {self.test_looks} test patches "
+                f"(chance {100 / self.test_looks:.2f} %):",
                 "",
                 "| features | distance | top-1 |",
                 "|---|---|--:|",
@@ -83,6 +84,7 @@ class ProbeReport:
 def probe(
     artifact: Artifact,
     data: LabelledPatches,
+    features: Mapping[str, Features],
     *,
     head: str,
     iterations: int,
@@ -91,19 +93,21 @@ def probe(
 ) -> tuple[ProbeReport, Artifact]:
     """Probe a frozen artifact on labelled patches; train on "train", score on "test".
 
+    `features` are those of `feature_sets`, the representation first.
     Returns the figures and the artifact with the Table 7 classifier on its shared representation
     as the head of that name (not yet saved).
     """
     train, test = data.split == "train", data.split == "test"
-    if not train.any() or not test.any():
-        raise DataError(f"{train.sum()} training and {test.sum()} test patches; both are needed")
-    report("embedding")
-    features = _feature_sets(artifact, data)
+    if train.sum() < 2 or not test.any() or len(np.unique(data.label[train])) < 2:
+        raise DataError(
+            f"{train.sum()} training patches of {len(np.unique(data.label[train]))} classes and "
+            f"{test.sum()} test patches; at least two classes and one test patch are needed"
+        )
     scores = []
     classifier: Classifier | None = None
     for name, values in features.items():
         report(f"probing {name}")
-        scaled = (values - values[train].mean(0)) / (values[train].std(0) + 1e-6)
+        scaled = _standardised(values, train)
         answers = {
             "kNN (5)": _nearest_neighbours(scaled[train], data.label[train], scaled[test]),
             "linear": _linear(scaled[train], data.label[train], scaled[test]),
@@ -125,9 +129,10 @@ def probe(
         train_samples=int(train.sum()),
         test_samples=int(test.sum()),
         test_places=len(np.unique(data.place[test])),
+        test_looks=int(test.sum()),
         majority=float((data.label[test] == shares.argmax()).mean()),
         scores=tuple(scores),
-        retrieval=retrieval_scores(artifact, data, features, seed),
+        retrieval=retrieval_scores(artifact, data, features, seed=seed),
     )
     return result, _with_head(artifact, head, data.classes, classifier)
 
@@ -160,7 +165,7 @@ def fit_classifier(
     layer, so that the network returned reads the features as they are.
     """
     generator = torch.Generator().manual_seed(seed)
-    mean, std = features.mean(0), features.std(0) + 1e-6
+    mean, std = features.mean(0), _spread(features)
     x, y = torch.from_numpy((features - mean) / std), torch.from_numpy(labels)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -180,37 +185,75 @@ def fit_classifier(
 
 
 def retrieval_scores(
-    artifact: Artifact, data: LabelledPatches, features: Mapping[str, Features], seed: int
+    artifact: Artifact, data: LabelledPatches, features: Mapping[str, Features], *, seed: int
 ) -> tuple[Score, ...]:
-    """Is the nearest of all test places, seen at another date, the place itself?
+    """Is the place itself, at another date, nearer than every test patch of another place?
 
-    In each of five rounds every test place gets a query date and another date for the gallery.
-    Raw pixels are compared by Euclidean distance of normalised reflectance, and once more by
-    correlation (each patch standardised per band), which forgives a change of brightness.
+    Each test patch whose place was seen twice is a query. It is compared with one other date of
+    its place and with all dates of all other test places, its own date among them. Raw pixels are
+    compared by Euclidean distance of normalised reflectance, and once more by correlation (each
+    patch standardised per band), which forgives a change of brightness.
     """
-    rounds = _query_rounds(data, seed)
-    if not rounds:
+    looks = retrieval_looks(data, seed)
+    if not len(looks.query):
         return ()
-    train = data.split == "train"
-    vectors: dict[tuple[str, str], Features] = {}
-    for name, values in features.items():
-        scaled = (values - values[train].mean(0)) / (values[train].std(0) + 1e-6)
-        vectors[name, "cosine"] = _unit(scaled)
-    pixels = artifact.spec.normalisation(data.reflectance)
-    flat = pixels.reshape(len(pixels), -1)
+    vectors = {(name, "cosine"): unit_features(values, data) for name, values in features.items()}
+    pixels = artifact.spec.normalisation(data.reflectance[looks.all])
+    vectors["raw pixels", "Euclidean"] = pixels.reshape(len(pixels), -1)
     centred = pixels - pixels.mean((2, 3), keepdims=True)
     shape = centred / (centred.std((2, 3), keepdims=True) + 1e-6)
-    vectors["raw pixels", "Euclidean"] = flat
     vectors["raw pixels", "correlation"] = _unit(shape.reshape(len(shape), -1))
-    scores = []
-    for (name, distance), values in vectors.items():
-        hits, places = [], []
-        for query, gallery in rounds:
-            nearest = _nearest(values[query], values[gallery])
-            hits.append(data.place[gallery][nearest] == data.place[query])
-            places.append(data.place[query])
-        scores.append(_score(distance, name, np.concatenate(hits), np.concatenate(places)))
-    return tuple(scores)
+    return tuple(
+        _score(distance, name, looks.found(values), data.place[looks.all][looks.query])
+        for (name, distance), values in vectors.items()
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalLooks:
+    """Which test patches are asked for, and which one each of them should find."""
+
+    all: Labels
+    """Samples of the test split; the others here are indices into it."""
+    place: Labels
+    query: Labels
+    target: Labels
+
+    def found(self, values: Features) -> npt.NDArray[np.bool_]:
+        """Whether each query's target is the Euclidean nearest of what it is compared with."""
+        queries = values[self.query]
+        distance = (values**2).sum(1)[None, :] - 2 * queries @ values.T
+        rows = np.arange(len(self.query))
+        of_target = distance[rows, self.target]
+        distance[self.place[None, :] == self.place[self.query][:, None]] = np.inf
+        found: npt.NDArray[np.bool_] = of_target < distance.min(1)
+        return found
+
+
+def retrieval_looks(data: LabelledPatches, seed: int) -> RetrievalLooks:
+    """Every test patch whose place was seen at another date, with one such date drawn."""
+    rng = np.random.default_rng([seed, 5])
+    test = np.flatnonzero(data.split == "test")
+    place = data.place[test]
+    query, target = [], []
+    for one in np.unique(place):
+        looks = np.flatnonzero(place == one)
+        for look in looks[: len(looks) if len(looks) > 1 else 0]:
+            query.append(look)
+            target.append(rng.choice(looks[looks != look]))
+    if len(np.unique(place[query])) < 2:
+        query, target = [], []
+    return RetrievalLooks(
+        all=test,
+        place=place,
+        query=np.array(query, np.int64),
+        target=np.array(target, np.int64),
+    )
+
+
+def unit_features(values: Features, data: LabelledPatches) -> Features:
+    """Test features standardised by the training split, at length one."""
+    return _unit(_standardised(values, data.split == "train")[data.split == "test"])
 
 
 def write_report(report: ProbeReport, folder: Path) -> None:
@@ -221,36 +264,50 @@ def write_report(report: ProbeReport, folder: Path) -> None:
 
 
 def draw_retrieval(
-    artifact: Artifact, data: LabelledPatches, picture: Path, *, rows: int = 6, seed: int = 0
+    artifact: Artifact,
+    data: LabelledPatches,
+    features: Features,
+    picture: Path,
+    *,
+    rows: int = 6,
+    seed: int = 0,
 ) -> None:
-    """Queries at the left, their nearest five places at other dates; a green frame is a hit."""
+    """Queries at the left, the nearest five test patches; a green frame is the same place.
+
+    `features` (sample, dim) are those that are compared, standardised, by cosine.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    query, gallery = _query_rounds(data, seed)[0]
-    values = _unit(artifact.embed(data.reflectance))
-    chosen = np.random.default_rng(seed).permutation(len(query))[:rows]
+    looks = retrieval_looks(data, seed)
+    values = unit_features(features, data)
+    chosen = np.random.default_rng(seed).permutation(looks.query)[:rows]
     figure, axes = plt.subplots(len(chosen), 6, figsize=(7.2, 1.25 * len(chosen)), squeeze=False)
-    for axis_row, sample in zip(axes, query[chosen], strict=True):
-        nearest = gallery[np.argsort(-(values[gallery] @ values[sample]))[:5]]
-        for axis, shown in zip(axis_row, [sample, *nearest], strict=True):
-            axis.imshow(_true_colour(artifact, data.reflectance[shown]))
+    for axis_row, sample in zip(axes, chosen, strict=True):
+        nearest = np.argsort(-(values @ values[sample]))
+        shown = [sample, *nearest[nearest != sample][:5]]
+        for axis in axis_row[len(shown) :]:
+            axis.set_axis_off()
+        for axis, look in zip(axis_row, shown, strict=False):
+            axis.imshow(_true_colour(artifact, data.reflectance[looks.all[look]]))
             axis.set_xticks([])
             axis.set_yticks([])
-            hit = data.place[shown] == data.place[sample]
+            hit = look != sample and looks.place[look] == looks.place[sample]
             for spine in axis.spines.values():
                 spine.set(color="tab:green" if hit else "lightgrey", linewidth=2.5 if hit else 0.8)
-        axis_row[0].set_ylabel(data.classes[data.label[sample]], fontsize=6)
+        label = data.classes[data.label[looks.all[sample]]]
+        axis_row[0].set_ylabel(label, fontsize=6)
     axes[0][0].set_title("query", fontsize=8)
-    axes[0][1].set_title("nearest, other dates", fontsize=8, loc="left")
+    axes[0][1].set_title("nearest, all dates", fontsize=8, loc="left")
     figure.tight_layout(pad=0.4)
     figure.savefig(picture, dpi=140)
     plt.close(figure)
 
 
-def _feature_sets(artifact: Artifact, data: LabelledPatches) -> dict[str, Features]:
+def feature_sets(artifact: Artifact, data: LabelledPatches) -> dict[str, Features]:
+    """By name, the features that every probe reads: the representation and its controls."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         untrained = Encoder(artifact.spec.encoder).eval().requires_grad_(False)
@@ -273,7 +330,8 @@ def _feature_sets(artifact: Artifact, data: LabelledPatches) -> dict[str, Featur
 def _nearest_neighbours(x: Features, y: Labels, test: Features) -> Labels:
     from sklearn.neighbors import KNeighborsClassifier
 
-    answers: Labels = KNeighborsClassifier(_NEIGHBOURS).fit(x, y).predict(test)
+    neighbours = min(_NEIGHBOURS, len(x))
+    answers: Labels = KNeighborsClassifier(neighbours).fit(x, y).predict(test)
     return answers
 
 
@@ -310,26 +368,17 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def _query_rounds(data: LabelledPatches, seed: int) -> list[tuple[Labels, Labels]]:
-    """(query samples, gallery samples) of each round, both in the order of the same places."""
-    rng = np.random.default_rng([seed, 5])
-    test = np.flatnonzero(data.split == "test")
-    looks = [test[data.place[test] == place] for place in np.unique(data.place[test])]
-    looks = [samples for samples in looks if len(samples) >= 2]
-    if len(looks) < 2:
-        return []
-    rounds = []
-    for _ in range(_RETRIEVAL_ROUNDS):
-        pairs = np.array([rng.choice(samples, 2, replace=False) for samples in looks])
-        rounds.append((pairs[:, 0], pairs[:, 1]))
-    return rounds
+def _standardised(values: Features, train: npt.NDArray[np.bool_]) -> Features:
+    """Mean 0 and deviation 1 over the training samples."""
+    scaled: Features = (values - values[train].mean(0)) / _spread(values[train])
+    return scaled
 
 
-def _nearest(queries: Features, gallery: Features) -> Labels:
-    """Index of the Euclidean nearest gallery row for each query row."""
-    squares = (gallery**2).sum(1)[None, :] - 2 * queries @ gallery.T
-    nearest: Labels = squares.argmin(1)
-    return nearest
+def _spread(values: Features) -> Features:
+    """Deviation of each feature, never so small beside its mean that rounding is what is left."""
+    floor = 1e-3 * np.abs(values.mean(0)) + 1e-6
+    spread: Features = np.maximum(values.std(0), floor).astype(np.float32)
+    return spread
 
 
 def _unit(values: Features) -> Features:

@@ -68,6 +68,10 @@ def train(config: RunConfig, folder: Path, report: Report) -> TrainingResult:
     source = config.data.open(settings.seed)
     run = _Run.start(config, source)
     run.resume(folder)
+    if run.over and (folder / "artifact").exists():
+        # A head that a probe has put into the artifact would be lost.
+        latest = (read_metrics(folder / "metrics.jsonl") or [{}])[-1]
+        return TrainingResult(folder, run.step, True, latest, run.seconds)
     with _MetricsFile(folder, run.step) as metrics, _stop_signals() as stop:
         steps = range(run.step, run.step if run.over else settings.iterations)
         for batch in prefetched(source, steps, settings.batch_size):
@@ -96,6 +100,8 @@ class _Run:
     optimisers: Sequence[torch.optim.Adam]
     device: torch.device
     autocast: torch.dtype
+    data: Mapping[str, str]
+    """What the pairs are; a run does not go on with others."""
     step: int = 0
     seconds: float = 0.0
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -117,7 +123,7 @@ class _Run:
         ]
         precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}
         dtype = precision.get(settings.precision) or inference_dtype(device)
-        return cls(settings, method.train(), optimisers, device, dtype)
+        return cls(settings, method.train(), optimisers, device, dtype, source.description)
 
     def advance(self, batch: PairBatch) -> None:
         """One step of every player."""
@@ -129,7 +135,8 @@ class _Run:
             torch.stack(list(terms.values())).sum().backward(inputs=list(player.parameters))
             optimiser.step()
             for name, term in terms.items():
-                self.sums[name] = self.sums.get(name, torch.zeros(())) + term.detach().cpu()
+                # Left on the device: fetching a number would wait for the step to end.
+                self.sums[name] = self.sums.get(name, 0) + term.detach()
         self.step += 1
         self.summed += 1
         self.seconds += time.perf_counter() - started
@@ -167,6 +174,11 @@ class _Run:
             raise TrainingError(
                 f"cannot continue from {path}, which is damaged; remove it to start the run anew"
             ) from error
+        if state.get("data", self.data) != self.data:
+            raise TrainingError(
+                f"the data of {folder} have changed since its checkpoint: {self.data}, not "
+                f"{state['data']}; bring them back, or choose another --out"
+            )
         self.step, self.seconds = state["step"], state["seconds"]
         self.sums, self.summed = state["sums"], state["summed"]
 
@@ -175,6 +187,7 @@ class _Run:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "data": self.data,
             "sums": self.sums,
             "summed": self.summed,
             "method": self.method.state_dict(),

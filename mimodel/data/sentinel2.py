@@ -1,9 +1,11 @@
 """Sentinel-2 cubes as pairs of dates and as labelled patches. Alone in mimodel it knows s2pairs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +23,19 @@ _NORMALISATION_PATCHES = 1024
 _READ_PATCHES = 256
 
 
-def read_cube(path: Path) -> Cube:
-    """`s2pairs.cube.open_cube`, with its errors as this package's."""
+@contextmanager
+def reading_a_cube() -> Iterator[None]:
+    """Errors of s2pairs, such as a damaged shard, as this package's."""
     try:
-        return open_cube(path)
+        yield
     except S2PairsError as error:
         raise DataError(str(error)) from error
+
+
+def read_cube(path: Path) -> Cube:
+    """`s2pairs.cube.open_cube`, with its errors as this package's."""
+    with reading_a_cube():
+        return open_cube(path)
 
 
 def usable_dates(cube: Cube, min_valid: float) -> npt.NDArray[np.bool_]:
@@ -93,16 +102,20 @@ class CubePairs:
 
     def batch(self, step: int, size: int) -> PairBatch:
         """`size` pairs, a function of the seed and of `step`."""
+        if size > len(self.places):
+            raise DataError(
+                f"a batch of {size} pairs needs as many places, and {self.cube.path} has "
+                f"{len(self.places)} for training; lower training.batch_size"
+            )
         rng = np.random.default_rng([self._seed, 1, step])
-        chosen = rng.choice(len(self.places), size, replace=size > len(self.places))
+        chosen = rng.choice(len(self.places), size, replace=False)
         dates = np.stack([rng.choice(self._dates[place], 2, replace=False) for place in chosen])
         if self._memory is not None:
             x, y = (self._memory[chosen, dates[:, side]] for side in (0, 1))
         else:
-            x, y = (
-                side[:, self._band_index]
-                for side in self.cube.read_pairs(self.places[chosen], dates[:, 0], dates[:, 1])
-            )
+            with reading_a_cube():
+                sides = self.cube.read_pairs(self.places[chosen], dates[:, 0], dates[:, 1])
+            x, y = (side[:, self._band_index] for side in sides)
         return PairBatch(self._tensor(x), self._tensor(y))
 
     def _tensor(self, stored: Stored) -> torch.Tensor:
@@ -118,13 +131,15 @@ class CubePairs:
         )
         for start in range(0, len(self.places), _READ_PATCHES):
             part = self.places[start : start + _READ_PATCHES]
-            memory[start : start + len(part)] = self.cube.read(part)[:, :, self._band_index]
+            with reading_a_cube():
+                memory[start : start + len(part)] = self.cube.read(part)[:, :, self._band_index]
         return memory
 
     def _stored(self, chosen: npt.NDArray[np.int64]) -> Stored:
         if self._memory is not None:
             return self._memory[chosen]
-        return self.cube.read(self.places[chosen])[:, :, self._band_index]
+        with reading_a_cube():
+            return self.cube.read(self.places[chosen])[:, :, self._band_index]
 
 
 def labelled_cube(
@@ -149,12 +164,13 @@ def labelled_cube(
     if not samples:
         raise DataError(f"no place of {path} has a label in {labels} and a usable date")
     place, date = np.array(samples).T
-    stored = np.concatenate(
-        [
-            cube.read_pairs(place[at : at + 1024], date[at : at + 1024], date[at : at + 1024])[0]
-            for at in range(0, len(place), 1024)
-        ]
-    )[:, index]
+    with reading_a_cube():
+        stored = np.concatenate(
+            [
+                cube.read_pairs(place[part], date[part], date[part])[0][:, index]
+                for part in np.array_split(np.arange(len(place)), -(-len(place) // 1024))
+            ]
+        )
     present = np.unique(ground[place])
     return LabelledPatches(
         reflectance=reflectance_from_stored(stored),
@@ -168,6 +184,8 @@ def labelled_cube(
 
 def band_indices(cube: Cube, bands: Sequence[str]) -> list[int]:
     """Positions of bands in the cube; a band that it lacks is an error that says what it has."""
+    if len(set(bands)) < len(bands):
+        raise DataError(f"a band is named twice in {', '.join(bands)}")
     missing = [band for band in bands if band not in cube.bands]
     if missing:
         raise DataError(
@@ -179,6 +197,7 @@ def band_indices(cube: Cube, bands: Sequence[str]) -> list[int]:
 def _majority_classes(cube: Cube, labels: Path) -> tuple[npt.NDArray[np.int64], list[str]]:
     """The most frequent class of each patch (-1: its tile has no raster), and all class names."""
     import rasterio
+    from rasterio.errors import RasterioError
     from rasterio.windows import Window
 
     ground = np.full(cube.patches, -1, np.int64)
@@ -188,21 +207,44 @@ def _majority_classes(cube: Cube, labels: Path) -> tuple[npt.NDArray[np.int64], 
         file = labels / f"{tile}.tif"
         if not file.is_file():
             continue
-        with rasterio.open(file) as raster:
-            named = json.loads(raster.tags(1).get("classes", "[]"))
-            if not named:
-                raise DataError(f"{file} does not name its classes in the band tag 'classes'")
-            if classes and named != classes:
-                raise DataError(f"{file} names other classes than its neighbours in {labels}")
-            classes = named
-            for place in np.flatnonzero(tiles == tile):
-                values = raster.read(1, window=Window(cube.col[place], cube.row[place], 64, 64))
-                counts = np.bincount(values.ravel(), minlength=len(classes))[: len(classes)]
-                if counts.sum():
-                    ground[place] = int(counts.argmax())
+        places = np.flatnonzero(tiles == tile)
+        try:
+            with rasterio.open(file) as raster:
+                named = _class_names(raster)
+                if classes and named != classes:
+                    raise DataError(f"{file} names other classes than its neighbours in {labels}")
+                classes = named
+                _check_grid(raster, cube, int(places[0]))
+                for place in places:
+                    window = Window(cube.col[place], cube.row[place], 64, 64)
+                    values = raster.read(1, window=window)
+                    counts = np.bincount(values.ravel(), minlength=len(classes))[: len(classes)]
+                    if counts.sum():
+                        ground[place] = int(counts.argmax())
+        except (RasterioError, ValueError) as error:
+            raise DataError(f"cannot read the class map {file}: {error}") from error
     if not classes:
         raise DataError(
             f"{labels} has no raster for the tiles of {cube.path}; expected files such as "
             f"{tiles[0]}.tif"
         )
     return ground, classes
+
+
+def _class_names(raster: Any) -> list[str]:
+    named = json.loads(raster.tags(1).get("classes", "[]"))
+    if not named or not isinstance(named, list):
+        raise DataError(f"{raster.name} does not name its classes in the band tag 'classes'")
+    return [str(name) for name in named]
+
+
+def _check_grid(raster: Any, cube: Cube, place: int) -> None:
+    """Refuse a raster whose pixel (row, col) is not the ground that the cube has there."""
+    grid = raster.transform
+    centre = grid.c + grid.a * (cube.col[place] + 32), grid.f + grid.e * (cube.row[place] + 32)
+    same = np.allclose((*centre, grid.b, grid.d), (cube.x[place], cube.y[place], 0, 0), atol=0.5)
+    if not same or raster.crs is None or raster.crs.to_epsg() != cube.epsg[place]:
+        raise DataError(
+            f"{raster.name} does not lie on the 10 m grid of its tile (EPSG:{cube.epsg[place]}); "
+            "warp it there first, nearest neighbour"
+        )

@@ -1,17 +1,23 @@
 """Probes find what is there and nothing else."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mimodel.artifact import Artifact
 from mimodel.data.pairs import LabelledPatches
 from mimodel.errors import DataError
 from mimodel.probe import (
     bootstrap_interval,
+    draw_retrieval,
+    feature_sets,
     fit_classifier,
     image_statistics,
     probe,
+    retrieval_looks,
     retrieval_scores,
 )
 
@@ -93,19 +99,64 @@ def test_retrieval_finds_the_same_texture_and_nothing_in_noise(artifact: Artifac
         data = _looks(60, alike=alike)
         planted = {"place itself": np.eye(60, dtype=np.float32)[data.place]}
         scores = {
-            (s.features, s.probe): s.accuracy for s in retrieval_scores(artifact, data, planted, 0)
+            (s.features, s.probe): s.accuracy
+            for s in retrieval_scores(artifact, data, planted, seed=0)
         }
         assert scores["place itself", "cosine"] == 1.0
-        # 30 test places, five rounds: chance 1/30, standard deviation 0.015.
+        # 60 queries, each among 59: chance 0.017, standard deviation 0.017.
         by_correlation = scores["raw pixels", "correlation"]
         assert by_correlation == 1.0 if alike else by_correlation < 0.12
         assert alike or scores["raw pixels", "Euclidean"] < 0.12
 
 
+def test_retrieval_is_what_a_loop_finds() -> None:
+    """Every look asks for one other date of its place among all looks of all other places."""
+    rng = np.random.default_rng(4)
+    place = np.repeat([3, 5, 6, 9, 11], [3, 1, 4, 2, 2])
+    split = np.where(np.isin(place, [9]), "train", "test")
+    label = np.zeros(12, np.int64)
+    pixels = np.zeros((12, 1, 64, 64), np.float32)
+    data = LabelledPatches(pixels, label, place, np.arange(12), split, ("only",))
+    looks = retrieval_looks(data, seed=0)
+    test = np.flatnonzero(split == "test")
+    np.testing.assert_array_equal(looks.all, test)
+    asked = [i for i in range(len(test)) if place[test[i]] != 5]
+    assert looks.query.tolist() == asked
+    outcomes = set()
+    for _ in range(20):
+        values = rng.normal(size=(len(test), 2)).astype(np.float32)
+        expected = []
+        for query, target in zip(looks.query, looks.target, strict=True):
+            assert target != query
+            assert place[test[target]] == place[test[query]]
+            others = [i for i in range(len(test)) if place[test[i]] != place[test[query]]]
+            nearest = min(np.linalg.norm(values[query] - values[i]) for i in others)
+            expected.append(np.linalg.norm(values[query] - values[target]) < nearest)
+        found = looks.found(values)
+        np.testing.assert_array_equal(found, expected)
+        outcomes |= set(found.tolist())
+    assert outcomes == {True, False}
+
+
+def test_the_picture_of_a_retrieval_needs_no_more_places_than_there_are(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    data = _looks(4, alike=True)
+    draw_retrieval(artifact, data, data.reflectance[:, :, 0, 0], tmp_path / "few.png")
+    with Image.open(tmp_path / "few.png") as picture:
+        assert picture.size[0] > picture.size[1] > 0
+
+
 def test_a_probing_puts_the_classifier_into_the_artifact(artifact: Artifact) -> None:
     data = _looks(40, alike=True)
     report, probed = probe(
-        artifact, data, head="planted", iterations=20, seed=0, report=lambda _: None
+        artifact,
+        data,
+        feature_sets(artifact, data),
+        head="planted",
+        iterations=20,
+        seed=0,
+        report=lambda _: None,
     )
     assert probed.spec.heads["planted"].classes == data.classes
     assert set(probed.heads) == {"cover", "planted"}
@@ -125,4 +176,4 @@ def test_a_probing_needs_both_splits(artifact: Artifact) -> None:
         data.reflectance, data.label, data.place, data.date, np.full(8, "train"), data.classes
     )
     with pytest.raises(DataError, match="0 test"):
-        probe(artifact, only_train, head="h", iterations=1, seed=0, report=lambda _: None)
+        probe(artifact, only_train, {}, head="h", iterations=1, seed=0, report=lambda _: None)
