@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -267,6 +267,16 @@ def _cut(stored: Pixels, window: Window, table: PatchTable, rows: Sequence[int])
     return np.stack([stored[r : r + PATCH_PX, c : c + PATCH_PX] for r, c in corners])
 
 
+def _opened(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+")
+    except OSError as error:
+        raise CubeError(
+            f"cannot write {path}: {error.strerror}; --out must lie in a folder that can be written"
+        ) from error
+
+
 @contextmanager
 def _lock(out: Path) -> Iterator[None]:
     """Hold the cube for this process; `CubeError` that names the holder if another has it.
@@ -274,9 +284,10 @@ def _lock(out: Path) -> Iterator[None]:
     The lock is the operating system's, on a file beside the cube, and dies with its holder: a
     file that a killed build left behind stops nobody.
     """
+    if out.name in ("", ".."):
+        raise CubeError(f"{out} names no folder to make; give a path such as {out / 'cube.zarr'}")
     path = out.with_name(f"{out.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with _opened(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -121,7 +121,7 @@ def build(
             regions=regions,
             region_size=region_size,
             start=start.replace(tzinfo=UTC) if start else None,
-            end=end.replace(tzinfo=UTC) + timedelta(days=1) if end else None,
+            end=_day_after(end) if end else None,
             seed=seed,
         )
         catalogue = _catalogue(source, request.bands)
@@ -189,6 +189,14 @@ def main() -> None:
     app()
 
 
+def _day_after(day: datetime) -> datetime:
+    if day.date() == date.max:
+        raise S2PairsError(
+            f"--end {day:%Y-%m-%d} is the last day there is; for no end leave it out"
+        )
+    return day.replace(tzinfo=UTC) + timedelta(days=1)
+
+
 def _catalogue(source: str, bands: tuple[str, ...]) -> "Catalogue":
     from s2pairs.sources.safe import SafeCatalogue
 
@@ -206,6 +214,15 @@ def _one_sentence(on_interrupt: str = "nothing was changed") -> Iterator[None]:
     except S2PairsError as error:
         typer.echo(f"s2pairs: {error}", err=True)
         raise typer.Exit(2) from None
+    except OSError as error:
+        typer.echo(f"s2pairs: cannot use {error.filename}: {error.strerror}", err=True)
+        raise typer.Exit(2) from None
+    except ModuleNotFoundError as error:
+        needed = (error.name or "").partition(".")[0]
+        if needed == "s2pairs":
+            raise
+        typer.echo(f"s2pairs: {needed} is missing; run pip install 'crossmi[cube]'", err=True)
+        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo(f"s2pairs: interrupted; {on_interrupt}", err=True)
         raise typer.Exit(130) from None
@@ -222,12 +239,16 @@ def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
             task = bar.add_task(unit, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
     else:
-        yield lambda done, total: _line(unit, done, total)
+        printed = 0
 
+        def line(done: int, total: int) -> None:
+            nonlocal printed
+            # a task may advance by several parts at once, so what counts is the last line
+            if done * 10 // max(total, 1) > printed:
+                printed = done * 10 // total
+                typer.echo(f"{done} of {total} {unit}", err=True)
 
-def _line(unit: str, done: int, total: int) -> None:
-    if done and done * 10 // total > (done - 1) * 10 // total:
-        typer.echo(f"{done} of {total} {unit}", err=True)
+        yield line
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ A product appears whole or not at all: it is written beside its place and then r
 input makes the same bytes.
 """
 
+import errno
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,8 @@ def write_l1c(
     """Write one product into `folder` and return its path.
 
     `bands` are digital numbers by band name, each of `product.shape` at the band's own
-    resolution. Images are lossless JPEG 2000. A product that is there already is an error.
+    resolution. Images are lossless JPEG 2000. A product that is there already is an error, and so
+    is, as `OSError`, a disk without room.
     """
     _check_bands(product, bands)
     target = folder / product.name
@@ -48,7 +51,8 @@ def write_l1c(
     for name, content in metadata.items():
         (partial / name).write_bytes(content)
     for name, numbers in bands.items():
-        _write_jp2(partial / product.image(name), product, band(name), numbers)
+        with _refusals_of_gdal(partial / product.image(name)) as path:
+            _write_jp2(path, product, band(name), numbers)
     files = [*metadata, *(product.image(name) for name in bands)]
     listed = [_manifest_file(partial, name) for name in files]
     (partial / "manifest.safe").write_bytes(manifest(product, listed))
@@ -60,6 +64,18 @@ def _manifest_file(folder: Path, name: str) -> ManifestFile:
     with (folder / name).open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
     return ManifestFile(name, (folder / name).stat().st_size, digest.hexdigest())
+
+
+@contextmanager
+def _refusals_of_gdal(path: Path) -> Iterator[Path]:
+    """What GDAL says when it cannot write `path`, to a full disk for one, becomes an `OSError`."""
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import RasterioError
+
+    try:
+        yield path
+    except (CPLE_BaseError, RasterioError) as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def _write_jp2(path: Path, product: L1CProduct, which: Band, dn: npt.NDArray[np.uint16]) -> None:

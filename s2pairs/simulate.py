@@ -13,8 +13,9 @@ more than places differ. What makes it fair: structure stays, and so do class an
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -32,6 +33,8 @@ from s2pairs.safe_writer import L1CProduct, usual_offsets, write_l1c
 from s2pairs.tiles import PIXEL_SIZE_M, TILE_SIZE_PX, TileId
 
 FORMAT = 2  # of the made pixels: raise it when the same parameters make other bytes
+
+_LAST_YEAR = 9990  # reprocessing is made up to come years later, and the calendar ends with 9999
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +67,28 @@ def simulate(
     `size` is the side of a scene in 10 m pixels, from the tile's upper left corner. `cloudy_dates`
     is a third of `dates` unless given; these products have more than 5% cloud, the others at most
     1.5%. From six dates on, one clear date in six is half outside the swath. `start` and `end`
-    both belong to the period. `progress` is told products done and in all.
+    both belong to the period. `progress` is told products done and in all. `S2PairsError` if the
+    parameters make no sense or `out` cannot be written.
     """
     cloudy = math.ceil(dates / 3) if cloudy_dates is None else cloudy_dates
     calendar = Calendar(dates=dates, cloudy=cloudy, start=start, end=end, seed=seed)
     names = parse_bands(",".join(bands))
     _check(tiles, size, names, calendar)
     plans = {tile: overpasses(tile, calendar) for tile in tiles}
-    _remember(out, tiles, size, names, calendar)
+    with _writable(out):
+        _remember(out, tiles, size, names, calendar)
+        return _make(plans, out, size, names, seed, workers, progress)
+
+
+def _make(
+    plans: Mapping[TileId, Sequence[Overpass]],
+    out: Path,
+    size: int,
+    names: tuple[str, ...],
+    seed: int,
+    workers: int | None,
+    progress: Callable[[int, int], None],
+) -> Simulation:
     done, total = 0, sum(len(each) for each in plans.values())
     products: list[Path] = []
     truth: list[Path] = []
@@ -91,6 +108,18 @@ def simulate(
     return Simulation(out, tuple(products), tuple(truth), written, size_bytes)
 
 
+@contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    """What the operating system refuses, such as to fill a full disk, becomes an `S2PairsError`."""
+    try:
+        yield
+    except OSError as error:
+        raise S2PairsError(
+            f"cannot write {error.filename or out}: {error.strerror}; make room or choose another "
+            "folder and run the same command again, which keeps the products that are whole"
+        ) from error
+
+
 def _check(tiles: Sequence[TileId], size: int, bands: tuple[str, ...], calendar: Calendar) -> None:
     step = max(band(name).resolution_m for name in bands) // PIXEL_SIZE_M
     if not 1 <= size <= TILE_SIZE_PX or size % step:
@@ -100,6 +129,8 @@ def _check(tiles: Sequence[TileId], size: int, bands: tuple[str, ...], calendar:
         )
     if not tiles or len(set(tiles)) < len(tiles):
         raise S2PairsError(f"expected different tiles, got {[tile.name for tile in tiles]}")
+    if calendar.end.year > _LAST_YEAR:
+        raise S2PairsError(f"the period ends on {calendar.end}; give a year up to {_LAST_YEAR}")
     if calendar.dates < 1 or calendar.cloudy < 0:
         raise S2PairsError(
             f"{calendar.dates} clear and {calendar.cloudy} cloudy dates; "
@@ -129,7 +160,7 @@ def _remember(
         partial.write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
         partial.rename(path)
         return
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    begun = _begun(path)
     keys = sorted(parameters | begun)
     other = [key for key in keys if parameters.get(key) != begun.get(key)]
     if other:
@@ -138,6 +169,18 @@ def _remember(
             f"{out} holds a simulation with other parameters ({listed}); "
             "use the same ones to resume it, or another folder"
         )
+
+
+def _begun(path: Path) -> dict[str, Any]:
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        begun = None
+    if not isinstance(begun, dict):
+        raise S2PairsError(
+            f"{path} is broken, so the folder cannot be resumed; remove it or use another --out"
+        )
+    return begun
 
 
 class _Scene:
@@ -210,30 +253,31 @@ class _Scene:
         **tags: str | float,
     ) -> None:
         """A GeoTIFF on the tile's grid; `classes`, names by value as JSON, also gives colours."""
-        import rasterio
         from affine import Affine
+        from rasterio.io import MemoryFile
 
         left, top = self.tile.upper_left()
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
-        with rasterio.open(
-            partial,
-            "w",
-            driver="GTiff",
-            height=values.shape[0],
-            width=values.shape[1],
-            count=1,
-            dtype=values.dtype,
-            crs=f"EPSG:{self.tile.epsg}",
-            transform=Affine(PIXEL_SIZE_M, 0, left, 0, -PIXEL_SIZE_M, top),
-            nodata=nodata,
-            compress="deflate",
-            tiled=True,
-        ) as image:
-            image.write(values, 1)
-            image.update_tags(1, **tags)
-            if "classes" in tags:
-                image.write_colormap(1, dict(enumerate(_COLOURS)))
+        # GDAL closes a GeoTIFF on a full disk without a word, so it writes into memory.
+        with MemoryFile() as file:
+            with file.open(
+                driver="GTiff",
+                height=values.shape[0],
+                width=values.shape[1],
+                count=1,
+                dtype=values.dtype,
+                crs=f"EPSG:{self.tile.epsg}",
+                transform=Affine(PIXEL_SIZE_M, 0, left, 0, -PIXEL_SIZE_M, top),
+                nodata=nodata,
+                compress="deflate",
+                tiled=True,
+            ) as image:
+                image.write(values, 1)
+                image.update_tags(1, **tags)
+                if "classes" in tags:
+                    image.write_colormap(1, dict(enumerate(_COLOURS)))
+            partial.write_bytes(file.getbuffer())
         partial.rename(path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from s2pairs.cli import app
+from s2pairs.cli import _progress, app
 from s2pairs.cube import open_cube
 from tests.worlds import RGBN, l1c, write_places
 
@@ -190,6 +190,102 @@ def test_wrong_options(world: Path, options: list[str], expected: str) -> None:
     assert "Traceback" not in result.output
     assert not (world / "wrong.zarr").exists()
     assert not (world / "wrong.zarr.lock").exists()
+
+
+def test_the_last_day_of_the_calendar(world: Path, tmp_path: Path) -> None:
+    result = build(world, "wrong.zarr", "--end", "9999-12-31")
+    assert result.exit_code == 2
+    assert "s2pairs: --end 9999-12-31 is the last day there is" in result.stderr
+    words = ("--tiles", world / "tiles.txt", "--out", tmp_path / "made", "--start", "9999-01-01")
+    assert "give a year up to" in refused("simulate", *words, "--end", "9999-12-31")
+
+
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [
+        (".", "names no folder to make; give a path such as cube.zarr"),
+        ("..", "names no folder to make; give a path such as ../cube.zarr"),
+        ("file/cube.zarr", "cannot write file/cube.zarr.lock: "),
+        ("folder", "cannot write folder.lock: Is a directory"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_a_cube_cannot_be_made_there(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    Path("folder.lock").mkdir()
+    source = f"safe:{world / 'products'}"
+    words = ("build", "--tiles", world / "tiles.txt", "--source", source, "--dates", "2")
+    assert expected in refused(*words, "--out", out)
+    assert Path("file").read_text() == "mine"
+
+
+def simulate_into(out: Path, tiles: Path) -> tuple[str | Path, ...]:
+    return (
+        *("simulate", "--tiles", tiles, "--out", out, "--size", "128", "--dates", "1"),
+        *("--cloudy-dates", "0", "--start", "2019-03-01", "--end", "2019-04-30", "--workers", "1"),
+    )
+
+
+def test_products_cannot_be_made_there(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    sentence = refused(*simulate_into(tmp_path / "file", world / "tiles.txt"))
+    assert f"cannot write {tmp_path / 'file' / 'truth'}" in sentence
+    (tmp_path / "truth").mkdir()
+    for text in ("{", "[1]", "\x00"):
+        (tmp_path / "truth" / "simulation.json").write_text(text)
+        sentence = refused(*simulate_into(tmp_path, world / "tiles.txt"))
+        assert "simulation.json is broken" in sentence
+
+
+@pytest.mark.parametrize("room", [3, 300, 3_000, 12_000])
+def test_a_full_disk_stops_a_simulation_with_one_sentence(
+    world: Path, tmp_path: Path, room: int
+) -> None:
+    """The operating system refuses files above a size, as it does on a disk without room."""
+    words = [str(word) for word in simulate_into(tmp_path / "made", world / "tiles.txt")]
+    program = (
+        f"import resource, sys; sys.argv = ['s2pairs', *{words!r}]\n"
+        "from s2pairs.cli import main\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("s2pairs: cannot write ")
+    assert "; make room" in last
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "made").glob("*.SAFE"))
+
+
+def test_without_the_extra_its_name_is_said(cube: Path) -> None:
+    program = (
+        "import sys; sys.modules['zarr'] = None\n"
+        f"sys.argv = ['s2pairs', 'info', {str(cube)!r}]\n"
+        "from s2pairs.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "s2pairs: zarr is missing; run pip install 'crossmi[cube]'\n"
+
+
+def test_progress_has_a_line_at_each_tenth_however_it_advances(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with _progress("shards") as progress:
+        for done in (0, 4, 8, 12, 16, 19, 20, 40):
+            progress(done, 40)
+    assert capsys.readouterr().err.splitlines() == [
+        f"{done} of 40 shards" for done in (4, 8, 12, 16, 20, 40)
+    ]
 
 
 def test_both_days_belong_to_the_period(world: Path) -> None:
