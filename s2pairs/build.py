@@ -20,7 +20,7 @@ from s2pairs.bands import stored_from_dn
 from s2pairs.errors import CubeError, S2PairsError, SourceError
 from s2pairs.patches import PATCH_PX, PatchTable, choose_patches
 from s2pairs.plan import Plan
-from s2pairs.scenes import Catalogue, Grid, Listing, Scene, Window, choose_dates
+from s2pairs.scenes import Catalogue, Grid, Listing, Scene, Window, choose_dates, one_level
 from s2pairs.shards import Pixels
 from s2pairs.tiles import TileId
 
@@ -137,7 +137,7 @@ def _plan(request: Request, listings: Mapping[TileId, Listing]) -> Plan:
     product = {name: [scene.product for scene in found] for name, found in scenes.items()}
     return Plan(
         bands=request.bands,
-        level=_one_level(listings),
+        level=one_level(scene for listing in listings.values() for scene in listing.scenes),
         table=table,
         acquired=np.array([acquired[name] for name in table.tile]),
         product=np.array([product[name] for name in table.tile]),
@@ -155,19 +155,6 @@ def _one_grid(tile: TileId, scenes: Sequence[Scene]) -> Grid:
             f"{second} has {other}; remove the odd ones"
         )
     return scenes[0].grid
-
-
-def _one_level(listings: Mapping[TileId, Listing]) -> str:
-    levels = {
-        scene.level: scene.product for listing in listings.values() for scene in listing.scenes
-    }
-    if len(levels) > 1:
-        raise SourceError(
-            "the source mixes top-of-atmosphere and surface reflectance "
-            f"({', '.join(f'{level}: {name}' for level, name in sorted(levels.items()))}); "
-            "put each level in a folder of its own"
-        )
-    return next(iter(levels))
 
 
 def _attributes(listings: Mapping[TileId, Listing]) -> dict[str, Any]:

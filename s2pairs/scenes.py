@@ -1,6 +1,6 @@
 """Scenes: what a source of Sentinel-2 products can answer, and choosing the dates of a tile."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +62,8 @@ class Scene:
     """File of each band that was asked for."""
     simulated: bool
     """Made by `s2pairs simulate`: no satellite has seen it."""
+    coverage: float = 1.0
+    """Part of the tile that the product sees, 0 to 1, as its metadata say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,12 @@ class Listing:
 
     scenes: tuple[Scene, ...]
     left_out: tuple[LeftOut, ...]
+
+
+Rejected = list[tuple[Scene, str]]
+"""Scenes that are not used, each with the reason."""
+
+_AS_FULL = 0.05  # footprints of one ground differ by less from version to version and day to day
 
 
 class Catalogue(Protocol):
@@ -109,85 +117,131 @@ def choose_dates(
     """Exactly `count` scenes of a tile, as regular in time as the products allow.
 
     Candidates lie in [`start`, `end`), have at most `max_cloud` percent of cloud, and are one a
-    datatake (the highest baseline, then the newest) and one a day (the least cloud). The period
+    datatake (the highest baseline, then the newest) and one a day (the least cloud). Of several
+    parts or passes only those count that see nearly as much of the tile as the fullest. The period
     is cut into `count` equal steps and the scenes nearest to the steps' middles are taken, with
     the least sum of distances. Without `start` or `end` the period is that of the candidates.
-    The rest is returned as left out, with reasons. Too few candidates are a `SourceError`.
+    The rest is returned as left out, with reasons. Too few candidates, or products of both levels,
+    are a `SourceError`.
     """
+    one_level(listing.scenes)
     left_out = list(listing.left_out)
     candidates = list(listing.scenes)
     for sieve in (
+        _copies,
         lambda scenes: _outside_period(scenes, start, end),
         lambda scenes: _too_cloudy(scenes, max_cloud),
         _same_datatake,
         _same_day,
     ):
         rejected = sieve(candidates)
-        names = {entry.product for entry in rejected}
-        candidates = [scene for scene in candidates if scene.product not in names]
-        left_out += rejected
+        left_out += [LeftOut(scene.product, reason) for scene, reason in rejected]
+        candidates = _without(candidates, [scene for scene, _ in rejected])
     if len(candidates) < count:
         raise SourceError(_too_few(tile, len(candidates), count, left_out))
     chosen = _nearest_to_regular_step(candidates, count, start, end)
-    spare = [scene for scene in candidates if scene not in chosen]
     left_out += [
         LeftOut(scene.product, f"not among the {count} nearest to a regular step")
-        for scene in spare
+        for scene in _without(candidates, chosen)
     ]
     return Listing(tuple(chosen), tuple(sorted(left_out, key=lambda entry: entry.product)))
 
 
-def _outside_period(
-    scenes: Iterable[Scene], start: datetime | None, end: datetime | None
-) -> list[LeftOut]:
+def one_level(scenes: Iterable[Scene]) -> str:
+    """The level of all these scenes, `L1C` or `L2A`; two of them are a `SourceError`."""
+    levels = {scene.level: scene.product for scene in scenes}
+    if len(levels) > 1:
+        raise SourceError(
+            "the source mixes top-of-atmosphere and surface reflectance "
+            f"({', '.join(f'{level}: {name}' for level, name in sorted(levels.items()))}); "
+            "put each level in a folder of its own"
+        )
+    return next(iter(levels), "")
+
+
+def _without(scenes: Sequence[Scene], gone: Sequence[Scene]) -> list[Scene]:
+    # by identity: a product that is there twice has one name and, but for paths, one content
+    return [scene for scene in scenes if not any(scene is other for other in gone)]
+
+
+def _copies(scenes: Sequence[Scene]) -> Rejected:
+    first: dict[str, Scene] = {}
     return [
-        LeftOut(scene.product, f"outside the period: {scene.acquired:%Y-%m-%d}")
+        (scene, "a copy: the same product is there twice")
+        for scene in scenes
+        if first.setdefault(scene.product, scene) is not scene
+    ]
+
+
+def _outside_period(
+    scenes: Sequence[Scene], start: datetime | None, end: datetime | None
+) -> Rejected:
+    return [
+        (scene, f"outside the period: {scene.acquired:%Y-%m-%d}")
         for scene in scenes
         if (start and scene.acquired < start) or (end and scene.acquired >= end)
     ]
 
 
-def _too_cloudy(scenes: Iterable[Scene], max_cloud: float) -> list[LeftOut]:
+def _too_cloudy(scenes: Sequence[Scene], max_cloud: float) -> Rejected:
     return [
-        LeftOut(scene.product, f"too cloudy: {scene.cloud_cover:.1f} % > {max_cloud:g} %")
+        (scene, f"too cloudy: {scene.cloud_cover:.1f} % > {max_cloud:g} %")
         for scene in scenes
         # `not <=`, so that an assessment of NaN is not taken for a clear sky
         if not scene.cloud_cover <= max_cloud
     ]
 
 
-def _same_datatake(scenes: Sequence[Scene]) -> list[LeftOut]:
-    best: dict[str, Scene] = {}
-    for scene in scenes:
-        rival = best.setdefault(scene.datatake, scene)
-        if _version(scene) > _version(rival):
-            best[scene.datatake] = scene
-    return [
-        LeftOut(
-            scene.product, f"same datatake as {best[scene.datatake].product}, the newer version"
-        )
-        for scene in scenes
-        if scene is not best[scene.datatake]
-    ]
+def _same_datatake(scenes: Sequence[Scene]) -> Rejected:
+    """All but one of each datatake.
+
+    They are versions of one product, or parts of a datatake that was split at a datastrip. Parts
+    are not joined: the one that sees more of the tile stays.
+    """
+    rejected: Rejected = []
+    for versions in _grouped(scenes, lambda scene: scene.datatake):
+        best = max(_fullest(versions), key=_version)
+        rejected += [
+            (scene, f"same datatake as {best.product}, {_more(best, scene, 'the newer version')}")
+            for scene in versions
+            if scene is not best
+        ]
+    return rejected
 
 
 def _version(scene: Scene) -> tuple[float, datetime, str]:
     return float(scene.baseline), scene.generated, scene.product
 
 
-def _same_day(scenes: Sequence[Scene]) -> list[LeftOut]:
-    best: dict[str, Scene] = {}
-    for scene in sorted(scenes, key=lambda scene: (scene.cloud_cover, scene.acquired)):
-        best.setdefault(f"{scene.acquired:%Y-%m-%d}", scene)
-    kept = {scene.product for scene in best.values()}
-    return [
-        LeftOut(
-            scene.product,
-            f"same day as {best[f'{scene.acquired:%Y-%m-%d}'].product}, which has no more cloud",
-        )
-        for scene in scenes
-        if scene.product not in kept
-    ]
+def _same_day(scenes: Sequence[Scene]) -> Rejected:
+    rejected: Rejected = []
+    for passes in _grouped(scenes, lambda scene: f"{scene.acquired:%Y-%m-%d}"):
+        best = min(_fullest(passes), key=lambda scene: (scene.cloud_cover, scene.acquired))
+        rejected += [
+            (scene, f"same day as {best.product}, {_more(best, scene, 'which has no more cloud')}")
+            for scene in passes
+            if scene is not best
+        ]
+    return rejected
+
+
+def _grouped(scenes: Sequence[Scene], key: Callable[[Scene], str]) -> list[list[Scene]]:
+    groups: dict[str, list[Scene]] = {}
+    for scene in scenes:
+        groups.setdefault(key(scene), []).append(scene)
+    return list(groups.values())
+
+
+def _fullest(scenes: Sequence[Scene]) -> list[Scene]:
+    """The scenes that see nearly as much of the tile as the one that sees most."""
+    most = max(scene.coverage for scene in scenes)
+    return [scene for scene in scenes if scene.coverage >= most - _AS_FULL]
+
+
+def _more(best: Scene, other: Scene, else_: str) -> str:
+    if other in _fullest([best, other]):
+        return else_
+    return f"which sees more of the tile ({best.coverage:.0%}, not {other.coverage:.0%})"
 
 
 def _nearest_to_regular_step(

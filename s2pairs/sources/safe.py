@@ -9,6 +9,7 @@ import os
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 _TILE_IN_NAME = re.compile(r"_T([0-9]{2}[A-Z]{3})_", re.ASCII)
+_OLD_NAME = re.compile(r"S2[A-Z]_[A-Z]{4}_PRD_", re.ASCII)
 _BASELINE_OF_DATATAKE = re.compile(r"_N\d\d\.\d\d$", re.ASCII)
 # Where a genuine tile id names the processing centre, such as _TL_SGS__
 _SIMULATION_CENTRE = "_TL_SIM__"
+_FIRST_BASELINE_WITH_OFFSET = 4.0
 _LEVELS = {"Level-1C": "L1C", "Level-2A": "L2A"}
 
 
@@ -39,11 +42,14 @@ class SafeCatalogue:
             raise SourceError(f"{folder} is not a folder of .SAFE products")
         self._bands = tuple(bands)
         self._folders: dict[str, list[Path]] = {}
+        self._unnamed: list[Path] = []
         for path in _safe_folders(folder):
             match = _TILE_IN_NAME.search(path.name)
             if match:
                 self._folders.setdefault(match[1], []).append(path)
-        if not self._folders:
+            else:
+                self._unnamed.append(path)
+        if not self._folders and not self._unnamed:
             raise SourceError(
                 f"{folder} holds no .SAFE product; expected folders such as "
                 "S2A_MSIL1C_20200717T221941_N0209_R029_T01LAC_20200717T234135.SAFE"
@@ -58,6 +64,11 @@ class SafeCatalogue:
                 scenes.append(self._scene(folder, tile))
             except SceneError as error:
                 left_out.append(LeftOut(folder.name.removesuffix(".SAFE"), f"unusable: {error}"))
+        left_out += [
+            LeftOut(folder.name.removesuffix(".SAFE"), _why_unnamed(folder))
+            for folder in self._unnamed
+            if any(folder.glob(f"GRANULE/*_T{tile}_*"))
+        ]
         return Listing(tuple(scenes), tuple(left_out))
 
     def read(
@@ -87,6 +98,12 @@ def _safe_folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (path.name, path))
 
 
+def _why_unnamed(folder: Path) -> str:
+    if _OLD_NAME.match(folder.name):
+        return "old format: products from before December 2016 hold several tiles and are not read"
+    return "no tile in its name: give the folder the name that the provider gave it"
+
+
 def read_scene(folder: Path, bands: Sequence[str]) -> Scene:
     """What a product's metadata say; `SceneError` where they are broken or a band file is missing.
 
@@ -100,6 +117,10 @@ def read_scene(folder: Path, bands: Sequence[str]) -> Scene:
         raise SceneError(f"processing level {product.text('PROCESSING_LEVEL')!r} is not L1C or L2A")
     quantity = "QUANTIFICATION_VALUE" if level == "L1C" else "BOA_QUANTIFICATION_VALUE"
     images = granule.path.parent / "IMG_DATA"
+    quantification = product.number(quantity)
+    if quantification <= 0:
+        raise SceneError(f"{product.path.name}: {quantity} is {quantification:g}, not above 0")
+    grid = _grid(granule)
     return Scene(
         product=folder.name.removesuffix(".SAFE"),
         tile=_tile(granule),
@@ -109,11 +130,14 @@ def read_scene(folder: Path, bands: Sequence[str]) -> Scene:
         datatake=_BASELINE_OF_DATATAKE.sub("", product.attribute("Datatake", "datatakeIdentifier")),
         baseline=f"{product.number('PROCESSING_BASELINE'):05.2f}",
         cloud_cover=product.number("Cloud_Coverage_Assessment"),
-        quantification=product.number(quantity),
-        add_offset=_offsets(product, "RADIO_ADD_OFFSET" if level == "L1C" else "BOA_ADD_OFFSET"),
-        grid=_grid(granule),
+        quantification=quantification,
+        add_offset=_offsets(
+            product, "RADIO_ADD_OFFSET" if level == "L1C" else "BOA_ADD_OFFSET", bands
+        ),
+        grid=grid,
         paths={name: _band_file(images, name, level) for name in bands},
         simulated=_SIMULATION_CENTRE in granule.text("TILE_ID"),
+        coverage=_coverage(product, granule, grid),
     )
 
 
@@ -177,8 +201,13 @@ def _tile(granule: _Xml) -> TileId:
         raise SceneError(f"{granule.path.name}: TILE_ID: {error}") from error
 
 
-def _offsets(product: _Xml, name: str) -> Mapping[str, int]:
-    """Offset in digital numbers by band; products before baseline 04.00 have none, that is 0."""
+def _offsets(product: _Xml, name: str, bands: Sequence[str]) -> Mapping[str, int]:
+    """Offset in digital numbers by band; products before baseline 04.00 have none, that is 0.
+
+    From it on, or once one band has an offset, each of `bands` must have one: 0 in its place would
+    add 0.1 to the reflectance without a word.
+    """
+    named = set()
     offsets = {each.name: 0 for each in BANDS}
     by_id = {str(each.band_id): each.name for each in BANDS}
     for element in product.all(name):
@@ -189,7 +218,34 @@ def _offsets(product: _Xml, name: str) -> Mapping[str, int]:
             key = None
         if key is None:
             raise SceneError(f"{product.path.name}: cannot read {ET.tostring(element)!r}")
+        named.add(key)
+    missing = [each for each in bands if each not in named]
+    if missing and (named or product.number("PROCESSING_BASELINE") >= _FIRST_BASELINE_WITH_OFFSET):
+        raise SceneError(f"{product.path.name} has no {name} for {', '.join(missing)}")
     return offsets
+
+
+def _coverage(product: _Xml, granule: _Xml, grid: Grid) -> float:
+    """The part of the grid with data, 0 to 1: from the share of no-data, else from the footprint.
+
+    Level-1C metadata have no such share before it came into use; all have a footprint, latitudes
+    and longitudes in turn. 1 where neither can be read: it only serves to compare.
+    """
+    from rasterio.warp import transform
+
+    for xml in (granule, product):
+        with suppress(SceneError):
+            return 1 - xml.number("NODATA_PIXEL_PERCENTAGE") / 100
+    try:
+        numbers = np.array(product.text("EXT_POS_LIST").split(), dtype=np.float64)
+        latitude, longitude = numbers.reshape(-1, 2).T
+    except (SceneError, ValueError):
+        return 1.0
+    points = transform("EPSG:4326", f"EPSG:{grid.epsg}", longitude, latitude)
+    x, y = np.array(points) - np.array([[grid.left], [grid.top]])
+    area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+    share = float(area) / (grid.height * grid.width * PIXEL_SIZE_M**2)
+    return min(1.0, share) if math.isfinite(share) else 1.0
 
 
 def _grid(granule: _Xml) -> Grid:
@@ -240,6 +296,16 @@ def check_complete(path: Path) -> None:
     length 1 means that eight more bytes hold it, 0 that the box reaches the end of the file. The
     codestream in box `jp2c` ends with the marker FF D9.
     """
+    try:
+        whole = _codestream_ends(path)
+    except OSError as error:
+        raise SceneError(f"{path.name} cannot be read: {error.strerror}") from error
+    if not whole:
+        size = path.stat().st_size
+        raise SceneError(f"{path.name} is cut short or no JPEG 2000 file ({size} bytes)")
+
+
+def _codestream_ends(path: Path) -> bool:
     size = path.stat().st_size
     start = 0
     with path.open("rb") as file:
@@ -254,11 +320,9 @@ def check_complete(path: Path) -> None:
                 break
             if kind == b"jp2c":
                 file.seek(end - 2)
-                if file.read(2) == b"\xff\xd9":
-                    return
-                break
+                return file.read(2) == b"\xff\xd9"
             start = end
-    raise SceneError(f"{path.name} is cut short or no JPEG 2000 file ({size} bytes)")
+    return False
 
 
 def _check_grid(path: Path, grid: Grid) -> None:

@@ -1,5 +1,6 @@
 """The reader of products: genuine metadata, made products, and every way to be broken."""
 
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from rasterio.warp import transform
 
 from s2pairs.bands import BANDS
 from s2pairs.errors import SceneError, SourceError
@@ -169,6 +171,18 @@ def cut(path: Path, share: float) -> None:
     path.write_bytes(data[: int(len(data) * share)])
 
 
+def drop(path: Path, text: str) -> None:
+    edit(path, text, "")
+
+
+def images(folder: Path) -> Path:
+    return band_file(folder, "B04").parent
+
+
+def link(folder: Path, band: str, target: str = "nowhere") -> None:
+    (images(folder) / f"T_{band}.jp2").symlink_to(target)
+
+
 def granule_xml(folder: Path) -> Path:
     (path,) = folder.glob("GRANULE/*/MTD_TL.xml")
     return path
@@ -201,6 +215,33 @@ BREAKAGES = {
     "quantification of zero digits": (
         lambda f: edit(f / "MTD_MSIL1C.xml", ">10000</QUANT", "></QUANT"),
         "not a number",
+    ),
+    "quantification zero": (
+        lambda f: edit(f / "MTD_MSIL1C.xml", ">10000</QUANT", ">0</QUANT"),
+        "QUANTIFICATION_VALUE is 0, not above 0",
+    ),
+    "no offset at baseline 04.00": (
+        lambda f: edit(f / "MTD_MSIL1C.xml", "RADIO_ADD_OFFSET", "OTHER"),
+        "no RADIO_ADD_OFFSET for B04, B03, B02, B08",
+    ),
+    "two offsets missing": (
+        lambda f: (
+            drop(f / "MTD_MSIL1C.xml", '<RADIO_ADD_OFFSET band_id="3">-1000</RADIO_ADD_OFFSET>'),
+            drop(f / "MTD_MSIL1C.xml", '<RADIO_ADD_OFFSET band_id="1">-1000</RADIO_ADD_OFFSET>'),
+        ),
+        "no RADIO_ADD_OFFSET for B04, B02",
+    ),
+    "a link that leads nowhere": (
+        lambda f: (band_file(f, "B02").unlink(), link(f, "B02")),
+        "B02.jp2 cannot be read: No such file",
+    ),
+    "a link to itself": (
+        lambda f: (band_file(f, "B02").unlink(), link(f, "B02", "T_B02.jp2")),
+        "B02.jp2 cannot be read: Too many levels",
+    ),
+    "a folder for a file": (
+        lambda f: (band_file(f, "B02").unlink(), (images(f) / "T_B02.jp2").mkdir()),
+        "B02.jp2 cannot be read: Is a directory",
     ),
     "another tile inside": (
         lambda f: edit(granule_xml(f), "_T31TCJ_", "_T31TDJ_"),
@@ -257,6 +298,73 @@ def test_a_file_that_breaks_after_it_was_listed_is_an_error_and_no_zeros(
     cut(band_file(folder, "B02"), share)
     with pytest.raises(SceneError, match="cannot be read"):
         SafeCatalogue(tmp_path, RGBN).read(scene, "B02", [Window(0, 0, 256, 256)])
+
+
+def test_offsets_of_bands_that_nobody_asks_for_may_be_missing(tmp_path: Path) -> None:
+    (folder,) = write_places(tmp_path, [l1c(baseline="04.00")])
+    drop(folder / "MTD_MSIL1C.xml", '<RADIO_ADD_OFFSET band_id="10">-1000</RADIO_ADD_OFFSET>')
+    (scene,) = list_of(tmp_path).scenes
+    assert {scene.add_offset[band] for band in RGBN} == {-1000}
+
+
+def test_offsets_of_an_old_baseline_are_all_or_none(tmp_path: Path) -> None:
+    (folder,) = write_places(tmp_path, [l1c(baseline="04.00")])
+    edit(folder / "MTD_MSIL1C.xml", ">04.00<", ">02.09<")
+    assert {*list_of(tmp_path).scenes[0].add_offset.values()} == {-1000}
+    drop(folder / "MTD_MSIL1C.xml", '<RADIO_ADD_OFFSET band_id="3">-1000</RADIO_ADD_OFFSET>')
+    assert "no RADIO_ADD_OFFSET for B04" in list_of(tmp_path).left_out[0].reason
+
+
+@pytest.mark.realdata
+def test_the_footprint_says_how_much_of_the_tile_is_seen(
+    crossmi_data: Path, tmp_path: Path
+) -> None:
+    """Genuine metadata that state their share of no-data, which is then taken away from them."""
+    for name in (name for name in GENUINE if "MSIL2A" in name):
+        source, copy = crossmi_data / "safe_metadata" / f"{name}.SAFE", tmp_path / f"{name}.SAFE"
+        stated = read_scene(source, ()).coverage
+        shutil.copytree(source, copy, copy_function=shutil.copyfile)
+        for path in copy.rglob("MTD_*.xml"):
+            path.write_text(path.read_text().replace("NODATA_PIXEL_PERCENTAGE", "OTHER"))
+        assert read_scene(copy, ()).coverage == pytest.approx(stated, abs=0.005)
+
+
+def test_coverage_of_a_made_footprint(tmp_path: Path) -> None:
+    """The tile's west third, as a polygon whose area is known."""
+    (folder,) = write_places(tmp_path, [l1c(size=240)])
+    path = folder / "MTD_MSIL1C.xml"
+    before = re.search(r"<EXT_POS_LIST>.*</EXT_POS_LIST>", path.read_text())
+    assert before
+    left, top = TILE.upper_left()
+    x, y = [left, left + 800, left + 800, left, left], [top, top, top - 2400, top - 2400, top]
+    longitude, latitude = transform("EPSG:32631", "EPSG:4326", x, y)
+    corners = " ".join(f"{a:.9f} {b:.9f}" for a, b in zip(latitude, longitude, strict=True))
+    edit(path, before[0], f"<EXT_POS_LIST>{corners}</EXT_POS_LIST>")
+    assert list_of(tmp_path).scenes[0].coverage == pytest.approx(1 / 3, abs=1e-4)
+    edit(path, corners, "1 2 3")
+    assert list_of(tmp_path).scenes[0].coverage == 1
+    edit(
+        granule_xml(folder),
+        "<DEGRADED",
+        "<NODATA_PIXEL_PERCENTAGE>25</NODATA_PIXEL_PERCENTAGE><DEGRADED",
+    )
+    assert list_of(tmp_path).scenes[0].coverage == 0.75
+
+
+def test_products_whose_names_have_no_tile_are_left_out_and_said(tmp_path: Path) -> None:
+    old = "S2A_OPER_PRD_MSIL1C_PDMC_20160102T030405_R051_V20160101T105302_20160101T105302.SAFE"
+    granule = "S2A_OPER_MSI_L1C_TL_EPA__20160102T030405_A002751_T31TCJ_N02.04"
+    (tmp_path / old / "GRANULE" / granule).mkdir(parents=True)
+    (entry,) = list_of(tmp_path).left_out
+    assert entry.product == old.removesuffix(".SAFE")
+    assert entry.reason.startswith("old format: products from before December 2016")
+    assert SafeCatalogue(tmp_path, RGBN).scenes(TileId.parse("31TDJ")) == Listing((), ())
+    (folder,) = write_places(tmp_path, [l1c()])
+    folder.rename(tmp_path / "mine.SAFE")
+    assert [(e.product, e.reason.partition(":")[0]) for e in list_of(tmp_path).left_out] == [
+        (old.removesuffix(".SAFE"), "old format"),
+        ("mine", "no tile in its name"),
+    ]
 
 
 def test_a_source_without_products(tmp_path: Path) -> None:

@@ -113,6 +113,54 @@ def test_of_one_day_the_clearest_stays() -> None:
     assert "same day" in listing.left_out[0].reason
 
 
+def test_a_product_that_is_there_twice_counts_once() -> None:
+    one = scene(0)
+    copy = replace(one, paths={"B04": Path("again/B04.jp2")})
+    listing = choose([one, copy, scene(50)], 2)
+    assert listing.scenes[0] is one
+    (entry,) = listing.left_out
+    assert (entry.product, entry.reason[:6]) == (one.product, "a copy")
+
+
+@pytest.mark.parametrize("later", [0.0, 0.01, 30.0])
+def test_both_levels_in_one_place_are_an_error(later: float) -> None:
+    top = scene(0)
+    surface = replace(scene(later), product="surface", level="L2A", datatake=top.datatake)
+    with pytest.raises(SourceError, match=r"mixes .*L1C: S2A_.*, L2A: surface.*a folder of its"):
+        choose([top, surface], 1)
+
+
+def test_of_a_split_datatake_the_fuller_part_stays() -> None:
+    """Two parts share datatake and day; the smaller one was generated later."""
+    fuller = scene(0, coverage=0.7)
+    smaller = replace(
+        fuller, product="smaller", coverage=0.3, generated=fuller.generated + timedelta(hours=1)
+    )
+    for order in ([fuller, smaller], [smaller, fuller]):
+        listing = choose([*order, scene(50)], 2)
+        assert listing.scenes[0] is fuller
+        (entry,) = listing.left_out
+        assert entry.product == "smaller"
+        assert entry.reason == (
+            f"same datatake as {fuller.product}, which sees more of the tile (70%, not 30%)"
+        )
+
+
+def test_a_newer_version_wins_though_its_footprint_is_drawn_a_little_smaller() -> None:
+    old = scene(0, coverage=0.98)
+    new = replace(old, product="new", coverage=0.97, baseline="05.00")
+    listing = choose([old, new], 1)
+    assert listing.scenes == (new,)
+    assert "the newer version" in listing.left_out[0].reason
+
+
+def test_of_one_day_a_fuller_pass_beats_a_clearer_sliver() -> None:
+    full, sliver = scene(3.4, cloud_cover=1.5), scene(3.5, cloud_cover=0.0, coverage=0.1)
+    listing = choose([sliver, full], 1)
+    assert listing.scenes == (full,)
+    assert "which sees more of the tile (100%, not 10%)" in listing.left_out[0].reason
+
+
 def test_too_few_dates_name_the_tile_and_count_the_reasons() -> None:
     scenes = [scene(0), scene(1, cloud_cover=40), scene(2, cloud_cover=50), scene(900)]
     with pytest.raises(SourceError) as caught:
