@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,8 +18,8 @@ import numpy as np
 from s2pairs import cube as cubes
 from s2pairs import ledger
 from s2pairs.bands import stored_from_dn
-from s2pairs.errors import CubeError, S2PairsError, SourceError
-from s2pairs.patches import PATCH_PX, PatchTable, choose_patches
+from s2pairs.errors import CubeError, S2PairsError, SceneError, SourceError
+from s2pairs.patches import PATCH_PX, SPLITS, PatchTable, choose_patches
 from s2pairs.plan import Plan
 from s2pairs.scenes import Catalogue, Grid, Listing, Scene, Window, choose_dates, one_level
 from s2pairs.shards import Pixels
@@ -70,6 +71,8 @@ class Report:
     shards: int
     already_built: int
     left_out: int
+    remarks: tuple[str, ...]
+    """What was asked for and is not there: tiles without patches, empty splits."""
 
 
 def build(
@@ -102,7 +105,13 @@ def build(
                 ledger.write_shard(out, shard, plan.layout, pixels)
             return len(task) - len(missing)
 
-        stood = _run(fill, _tasks(plan), workers, progress)
+        try:
+            stood = _run(fill, _tasks(plan), workers, progress)
+        except SceneError as error:
+            raise SceneError(
+                f"{error}; replace that product and run the same command again, or remove both it "
+                f"and {out} and build anew"
+            ) from error
     return Report(
         path=out,
         patches=len(plan.table),
@@ -110,6 +119,17 @@ def build(
         shards=plan.shards,
         already_built=stood,
         left_out=sum(len(listing.left_out) for listing in listings.values()),
+        remarks=_remarks(request, plan.table),
+    )
+
+
+def _remarks(request: Request, table: PatchTable) -> tuple[str, ...]:
+    empty = [tile.name for tile in request.tiles if tile.name not in table.tile]
+    tiles = f"no patch of {', '.join(empty)}, whose ground belongs to the tiles before or lies "
+    splits = [name for name in SPLITS if name not in table.split]
+    return (
+        *([f"{tiles}between splits"] if empty else []),
+        *([f"no patch for {', '.join(splits)}"] if splits else []),
     )
 
 
@@ -190,7 +210,10 @@ def _tasks(plan: Plan) -> list[range]:
 def _run(
     fill: Callable[[range], int], tasks: Sequence[range], workers: int, progress: Progress
 ) -> int:
-    """The sum of `fill(task)` over the tasks, on dask's threads, reporting as each one ends."""
+    """The sum of `fill(task)` over the tasks, scheduled by dask, reporting as each one ends.
+
+    Returns or raises, on Ctrl-C too, when no task runs any more: the caller then gives up the lock.
+    """
     import dask.threaded
 
     total = sum(map(len, tasks))
@@ -207,7 +230,9 @@ def _run(
         return result
 
     graph = {f"shards-{task.start}": (reported, task) for task in tasks}
-    return sum(dask.threaded.get(graph, list(graph), num_workers=workers))
+    # dask leaves the tasks of its own threads running when one fails; leaving this pool waits.
+    with ThreadPoolExecutor(workers) as pool:
+        return sum(dask.threaded.get(graph, list(graph), pool=pool))
 
 
 def _read_shards(

@@ -131,6 +131,7 @@ def build(
             f"{report.path}: {report.patches} patches of {len(request.tiles)} tiles at "
             f"{report.dates} dates in {report.shards} shards "
             f"({report.already_built} stood already), {report.left_out} products left out"
+            + "".join(f"; {remark}" for remark in report.remarks)
         )
 
 

@@ -59,20 +59,24 @@ def choose_patches(
     Regions of `region_size` pixels lie on a regular grid and never overlap; which of them is
     drawn by `seed` and the tile's name alone, so another tile in the list changes nothing. Where
     tiles overlap, the ground belongs to the tile that stands first. No two patches of different
-    splits are closer than `SPLIT_GAP_M`, edge to edge.
+    splits are closer than `SPLIT_GAP_M`, edge to edge. A tile that has no region is an error; one
+    whose ground all belongs to earlier tiles has no patch.
     """
     if region_size < PATCH_PX or region_size % PATCH_PX:
         raise S2PairsError(f"region size {region_size} is not a multiple of {PATCH_PX} pixels")
+    for tile, grid in grids.items():
+        if min(grid.height, grid.width) < region_size:
+            raise S2PairsError(
+                f"tile {tile} has {grid.height} x {grid.width} pixels, less than a region of "
+                f"{region_size}; try a smaller --region-size or leave the tile out"
+            )
     tables = [
         _patches_of_tile(tile, grid, choose_regions(tile, grid, regions, region_size, seed))
         for tile, grid in grids.items()
     ]
     period = min(LONGEST_PERIOD_M, *(grid.width_m for grid in grids.values()))
     table = _without_ground_twice(_join(tables))
-    table = split_by_ground(table, period)
-    if not len(table):
-        raise S2PairsError(f"no patch at all: the tiles are smaller than a region of {region_size}")
-    return table
+    return split_by_ground(table, period)
 
 
 def choose_regions(

@@ -38,7 +38,8 @@ class TileId:
     def parse(cls, text: str) -> "TileId":
         """Read `31TCJ` or `T31TCJ` in any case; anything else is a `TileError`."""
         name = text.strip().upper().removeprefix("T")
-        if not _PATTERN.fullmatch(name):
+        # the long s and its like are no letters of ASCII until they are made capitals
+        if not text.strip().isascii() or not _PATTERN.fullmatch(name):
             raise TileError(f"{text.strip()[:40]!r} is not a tile id: {_LOOKS_LIKE}")
         tile = cls(name)
         tile.upper_left()  # a well-formed name may still not exist in its zone

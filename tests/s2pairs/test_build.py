@@ -3,7 +3,9 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,11 +25,12 @@ from s2pairs.build import Report, Request, build
 from s2pairs.cube import Cube, check, open_cube
 from s2pairs.errors import CubeError, SceneError, SourceError
 from s2pairs.ledger import is_built
-from s2pairs.patches import choose_regions
+from s2pairs.patches import SPLITS, choose_regions
 from s2pairs.safe_writer import L1CProduct, usual_offsets, write_l1c
-from s2pairs.scenes import Grid, Listing
+from s2pairs.scenes import Grid, Listing, Scene, Window
 from s2pairs.sources.safe import SafeCatalogue
 from s2pairs.tiles import TileId
+from tests.s2pairs.files import bytes_of
 from tests.worlds import dn_of_place, l1c, write_places
 
 TILE = TileId.parse("31TCJ")
@@ -46,10 +49,6 @@ def make(folder: Path, wanted: Request, *, workers: int = 2, name: str = "cube.z
 def build_at(folder: Path, wanted: Request, *, workers: int = 2, name: str = "cube.zarr") -> Report:
     catalogue = SafeCatalogue(folder / "products", wanted.bands)
     return build(wanted, catalogue, folder / name, workers=workers, progress=lambda *_: None)
-
-
-def bytes_of(path: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
 
 
 @pytest.mark.parametrize("bands", [("B04", "B03", "B02", "B08"), ("B8A", "B02", "B01")])
@@ -206,7 +205,7 @@ def test_a_product_that_breaks_while_it_is_read_stops_the_build(tmp_path: Path) 
             return listing
 
     breaking = Breaking(tmp_path / "products", ("B04",))
-    with pytest.raises(SceneError, match=r"_B04\.jp2 cannot be read"):
+    with pytest.raises(SceneError, match=r"_B04\.jp2 cannot be read.*; replace that"):
         build(request(), breaking, tmp_path / "c.zarr", workers=1, progress=lambda *_: None)
     assert not (tmp_path / "c.zarr.lock").exists()
 
@@ -301,6 +300,59 @@ def test_a_killed_build_resumes_to_the_same_bytes(many: Path) -> None:
     assert bytes_of(path) == bytes_of(many / "whole.zarr")
     assert not path.with_name("killed.zarr.lock").exists()
     assert build_at(many, MANY, name="killed.zarr").already_built == report.shards
+
+
+class FailsWhileAnotherReads(SafeCatalogue):
+    """The first read fails as soon as a second one has begun, which then takes its time."""
+
+    first = threading.Lock()
+    begun = threading.Event()
+
+    def read(
+        self, scene: Scene, band: str, windows: Sequence[Window]
+    ) -> list[npt.NDArray[np.uint16]]:
+        if self.first.acquire(blocking=False):
+            assert self.begun.wait(60)
+            raise SceneError("broken on purpose")
+        self.begun.set()
+        time.sleep(1)
+        return super().read(scene, band, windows)
+
+
+def test_a_failed_build_unlocks_when_its_last_task_has_ended(
+    many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s2pairs.build.TASK_BYTES", 1)
+    catalogue = FailsWhileAnotherReads(many / "products", MANY.bands)
+    path = many / "failed.zarr"
+    with pytest.raises(SceneError, match="on purpose; replace that product"):
+        build(MANY, catalogue, path, workers=2, progress=lambda *_: None)
+    assert ledger_rows(path)  # the task that was running has written its shard
+    stopped = bytes_of(path)
+    time.sleep(3)
+    assert bytes_of(path) == stopped
+
+
+def test_what_was_asked_for_and_is_not_there_is_told(tmp_path: Path) -> None:
+    """Products of two tiles, the second of which is said to lie where the first one does."""
+    names = ("31TCJ", "31TDJ")
+    products = [l1c(tile, day, size=128) for tile in names for day in ("2020-01-01", "2020-06-01")]
+    write_places(tmp_path / "products", products, ("B04",))
+
+    class OnOnePlace(SafeCatalogue):
+        def scenes(self, tile: TileId) -> Listing:
+            grid = Grid(TILE.epsg, *TILE.upper_left(), 128, 128)
+            return Listing(tuple(replace(s, grid=grid) for s in super().scenes(tile).scenes), ())
+
+    wanted = request(tiles=tuple(map(TileId.parse, names)))
+    catalogue = OnOnePlace(tmp_path / "products", wanted.bands)
+    report = build(wanted, catalogue, tmp_path / "c.zarr", workers=1, progress=lambda *_: None)
+    (split,) = set(open_cube(tmp_path / "c.zarr").split)
+    absent = ", ".join(name for name in SPLITS if name != split)
+    assert report.remarks == (
+        "no patch of 31TDJ, whose ground belongs to the tiles before or lies between splits",
+        f"no patch for {absent}",
+    )
 
 
 def test_damaged_shards_are_mended_by_the_same_build(many: Path) -> None:

@@ -20,6 +20,7 @@ from s2pairs.errors import CubeError
 from s2pairs.ledger import is_built, write_shard
 from s2pairs.patches import PatchTable
 from s2pairs.plan import COORDINATES, SHARD_PATCHES, Plan
+from tests.s2pairs.files import bytes_of
 
 DATES = 3
 BANDS = ("B04", "B08")
@@ -189,10 +190,6 @@ def test_valid_fraction_counts_pixels_with_data_in_every_band(path: Path) -> Non
     expected[2, 1], expected[3, 0] = 0, 0.75
     np.testing.assert_array_equal(open_cube(path).valid_fraction, expected)
     np.testing.assert_array_equal(zarr.open_group(path, mode="r")["valid_fraction"][...], expected)
-
-
-def bytes_of(path: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
 
 
 def test_the_same_pixels_make_the_same_bytes(path: Path, tmp_path: Path) -> None:

@@ -96,11 +96,13 @@ def test_a_list_that_is_not_there_or_not_text(tmp_path: Path) -> None:
 
 
 # letters and digits that pass, and some that only look like them or lead out of a folder
-ALPHABET = "0123456789TCJtcjIO./\\\x00\n \u0663\uff13\u0421\u2160\u0130"
+ALPHABET = "0123456789TCJtcjIO./\\\x00\n \u0663\uff13\u0421\u2160\u0130\u017f\u0131"
 HOSTILE = ["../31T", "31TCJ/..", "31TC\x00", "31TCJ\n31TCJ", "٣١TCJ", "31TСJ", "31TIO", "00TCJ"]
 
 
-@pytest.mark.parametrize("text", [*HOSTILE, "61TCJ", "31tcj1", "", "T", "3１TCJ", "31TCJ" * 9])
+@pytest.mark.parametrize(
+    "text", [*HOSTILE, "61TCJ", "31tcj1", "", "T", "3１TCJ", "31TCJ" * 9, "33TſJ", "18Vſj"]
+)
 def test_hostile_ids(text: str) -> None:
     with pytest.raises(TileError):
         TileId.parse(text)
