@@ -1,0 +1,32 @@
+"""The contracts of import-linter name modules one by one; none may be forgotten."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONTRACTS: list[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"][
+    "importlinter"
+]["contracts"]
+
+
+@pytest.mark.parametrize(
+    ("contract", "package", "exempt"),
+    [
+        ("only cube.py knows zarr", "s2pairs", "s2pairs.cube"),
+        (
+            "only the Sentinel-2 adapter of mimodel reads cubes",
+            "mimodel",
+            "mimodel.data.sentinel2",
+        ),
+    ],
+)
+def test_a_contract_covers_every_module_but_one(contract: str, package: str, exempt: str) -> None:
+    (named,) = (set(each["source_modules"]) for each in CONTRACTS if each["name"] == contract)
+    for path in (ROOT / package).rglob("*.py"):
+        if path.name != "__init__.py":
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            covered = any(f"{module}.".startswith(f"{name}.") for name in named)
+            assert covered == (module != exempt), module
