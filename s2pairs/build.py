@@ -21,7 +21,7 @@ from s2pairs.bands import stored_from_dn
 from s2pairs.errors import CubeError, S2PairsError, SceneError, SourceError
 from s2pairs.patches import PATCH_PX, SPLITS, PatchTable, choose_patches
 from s2pairs.plan import Plan
-from s2pairs.scenes import Catalogue, Grid, Listing, Scene, Window, choose_dates, one_level
+from s2pairs.scenes import Catalogue, Grid, Listing, PixelWindow, Scene, choose_dates, one_level
 from s2pairs.shards import Pixels
 from s2pairs.tiles import TileId
 
@@ -266,14 +266,14 @@ def _by_tile(table: PatchTable) -> dict[TileId, list[list[int]]]:
     return {TileId(tile): list(regions.values()) for tile, regions in rows.items()}
 
 
-def _bounds(table: PatchTable, rows: Sequence[int]) -> Window:
+def _bounds(table: PatchTable, rows: Sequence[int]) -> PixelWindow:
     """The smallest window that holds these patches."""
     top, left = int(table.row[rows].min()), int(table.col[rows].min())
     bottom, right = int(table.row[rows].max()) + PATCH_PX, int(table.col[rows].max()) + PATCH_PX
-    return Window(top, left, bottom - top, right - left)
+    return PixelWindow(top, left, bottom - top, right - left)
 
 
-def _cut(stored: Pixels, window: Window, table: PatchTable, rows: Sequence[int]) -> Pixels:
+def _cut(stored: Pixels, window: PixelWindow, table: PatchTable, rows: Sequence[int]) -> Pixels:
     """The patches (n, 64, 64) of these rows out of the pixels of a window."""
     corners = zip(table.row[rows] - window.row, table.col[rows] - window.col, strict=True)
     return np.stack([stored[r : r + PATCH_PX, c : c + PATCH_PX] for r, c in corners])

@@ -312,9 +312,10 @@ def _static_parts_hold(cube: Cube) -> bool:
         found = [_described(group[name]) for name in sorted(group.array_keys())]
         if found != [_described(copy[name]) for name in sorted(copy.array_keys())]:
             return False
-        written = {*COORDINATES, "band"}
         filled = [
-            replace(array, values=group[array.name][...]) if array.name in written else array
+            replace(array, values=_values(group, array.name))
+            if array.name in {*COORDINATES, "band"}
+            else array
             for array in found
         ]
         return content_digest(attributes, filled) == expected
@@ -435,9 +436,13 @@ def _open_group(path: Path) -> Any:
 
 
 def _column(group: Any, name: str) -> npt.NDArray[Any]:
-    values = np.asarray(group[name][...])
+    values = _values(group, name)
     # Short names as fixed-width text, which numpy compares fast; product names would be wide.
     return np.array(values.tolist(), dtype=str) if name in ("tile", "split") else values
+
+
+def _values(group: Any, name: str) -> npt.NDArray[Any]:
+    return np.asarray(group[name][...])
 
 
 def _late_column(path: Path, name: str) -> npt.NDArray[Any]:

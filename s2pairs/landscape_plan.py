@@ -75,7 +75,7 @@ def plan_over(columns: Positions, rows: Positions, epsg: int, seed: int) -> Plan
 def _lattice_around(pixels: Positions) -> tuple[int, Positions]:
     first = int((pixels[0] - _MARGIN) // _STEP)
     last = int((pixels[-1] + _MARGIN) // _STEP) + 2
-    return first, np.arange(first, last + 1) * float(_STEP)
+    return first, np.arange(first, last + 1, dtype=np.float64) * _STEP
 
 
 def _units(at: tuple[Positions, Positions], epsg: int, seed: int) -> dict[str, Floats]:

@@ -29,7 +29,7 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class PixelWindow:
     """A rectangle of 10 m pixels: its upper left pixel and its size."""
 
     row: int
@@ -96,7 +96,7 @@ class Catalogue(Protocol):
         ...
 
     def read(
-        self, scene: Scene, band: str, windows: Sequence[Window]
+        self, scene: Scene, band: str, windows: Sequence[PixelWindow]
     ) -> list[npt.NDArray[np.uint16]]:
         """Digital numbers (height, width) of a band in each window, on the 10 m grid.
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from s2pairs.bands import BANDS, band
 from s2pairs.errors import SceneError, SourceError, TileError
-from s2pairs.scenes import Grid, LeftOut, Listing, Scene, Window, utc
+from s2pairs.scenes import Grid, LeftOut, Listing, PixelWindow, Scene, utc
 from s2pairs.tiles import PIXEL_SIZE_M, TileId
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class SafeCatalogue:
         return Listing(tuple(scenes), tuple(left_out))
 
     def read(
-        self, scene: Scene, band: str, windows: Sequence[Window]
+        self, scene: Scene, band: str, windows: Sequence[PixelWindow]
     ) -> list[npt.NDArray[np.uint16]]:
         """Digital numbers (height, width) of a band in each window; see `read_band`."""
         return read_band(scene.paths[band], windows)
@@ -349,7 +349,7 @@ def _check_grid(path: Path, grid: Grid) -> None:
         )
 
 
-def read_band(path: Path, windows: Sequence[Window]) -> list[npt.NDArray[np.uint16]]:
+def read_band(path: Path, windows: Sequence[PixelWindow]) -> list[npt.NDArray[np.uint16]]:
     """Digital numbers (height, width) of one band file in each window of 10 m pixels.
 
     Coarser bands are repeated, not interpolated: each 10 m pixel has the number of the coarse
@@ -366,8 +366,8 @@ def read_band(path: Path, windows: Sequence[Window]) -> list[npt.NDArray[np.uint
         raise SceneError(f"{path} cannot be read: {error}") from error
 
 
-def _read_window(file: "DatasetReader", window: Window) -> npt.NDArray[np.uint16]:
-    from rasterio.windows import Window as FileWindow
+def _read_window(file: "DatasetReader", window: PixelWindow) -> npt.NDArray[np.uint16]:
+    from rasterio.windows import Window
 
     factor = round(file.transform.a) // PIXEL_SIZE_M
     top, left = window.row // factor, window.col // factor
@@ -375,7 +375,7 @@ def _read_window(file: "DatasetReader", window: Window) -> npt.NDArray[np.uint16
     right = math.ceil((window.col + window.width) / factor)
     if bottom > file.height or right > file.width:
         raise SceneError(f"{file.name} has no pixels at {window}")
-    coarse = file.read(1, window=FileWindow(left, top, right - left, bottom - top))
+    coarse = file.read(1, window=Window(left, top, right - left, bottom - top))
     fine = coarse.repeat(factor, axis=0).repeat(factor, axis=1)
     row, col = window.row - top * factor, window.col - left * factor
     return np.ascontiguousarray(fine[row : row + window.height, col : col + window.width])

@@ -27,7 +27,7 @@ from s2pairs.errors import CubeError, SceneError, SourceError
 from s2pairs.ledger import is_built
 from s2pairs.patches import SPLITS, choose_regions
 from s2pairs.safe_writer import L1CProduct, usual_offsets, write_l1c
-from s2pairs.scenes import Grid, Listing, Scene, Window
+from s2pairs.scenes import Grid, Listing, PixelWindow, Scene
 from s2pairs.sources.safe import SafeCatalogue
 from s2pairs.tiles import TileId
 from tests.s2pairs.files import bytes_of
@@ -309,7 +309,7 @@ class FailsWhileAnotherReads(SafeCatalogue):
     begun = threading.Event()
 
     def read(
-        self, scene: Scene, band: str, windows: Sequence[Window]
+        self, scene: Scene, band: str, windows: Sequence[PixelWindow]
     ) -> list[npt.NDArray[np.uint16]]:
         if self.first.acquire(blocking=False):
             assert self.begun.wait(60)

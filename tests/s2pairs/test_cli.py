@@ -101,9 +101,11 @@ def test_build_says_what_it_made_and_where(world: Path) -> None:
     said = " ".join(result.stdout.split())
     assert f"{world / 'said.zarr'}: 32 patches of 1 tiles at 2 dates in 1 shards" in said
     assert "1 products left out" in said
-    assert "; no patch for " in said  # 5 km are less than the period of the splits
     assert "1 of 1 shards" in result.stderr
+    assert "no patch" not in said
     assert "(1 stood already)" in build(world, "said.zarr").stdout
+    little = " ".join(build(world, "little.zarr", "--regions", "1").stdout.split())
+    assert "1 products left out; no patch for " in little  # one region is not in three splits
 
 
 def test_info_describes(cube: Path) -> None:

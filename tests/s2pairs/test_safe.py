@@ -12,7 +12,7 @@ from rasterio.warp import transform
 
 from s2pairs.bands import BANDS
 from s2pairs.errors import SceneError, SourceError
-from s2pairs.scenes import Listing, Window
+from s2pairs.scenes import Listing, PixelWindow
 from s2pairs.sources.safe import SafeCatalogue, check_complete, read_band, read_scene
 from s2pairs.tiles import TileId
 from tests.worlds import RGBN, dn_of_place, l1c, write_places
@@ -100,14 +100,14 @@ def test_real_pixels_at_each_resolution(crossmi_data: Path, band: str) -> None:
         coarse = file.read(1)
     assert {band.name: band.resolution_m for band in BANDS}[band] == 10 * factor
     height, width = 192, 320
-    window = Window(130, 70, height, width)
+    window = PixelWindow(130, 70, height, width)
     (found,) = read_band(path, [window])
     rows = (130 + np.arange(height)) // factor
     columns = (70 + np.arange(width)) // factor
     np.testing.assert_array_equal(found, coarse[np.ix_(rows, columns)])
     assert found.max() > 0
     with pytest.raises(SceneError, match="has no pixels at"):
-        read_band(path, [Window(0, 1530, 64, 64)])
+        read_band(path, [PixelWindow(0, 1530, 64, 64)])
 
 
 def list_of(folder: Path, bands: tuple[str, ...] = RGBN) -> Listing:
@@ -129,7 +129,7 @@ def test_made_products_read_back(tmp_path: Path) -> None:
     for band in BANDS:
         factor = band.resolution_m // 10
         truth = dn_of_place(product, band.name).repeat(factor, 0).repeat(factor, 1)
-        windows = [Window(0, 0, 130, 130), Window(3, 61, 64, 7)]
+        windows = [PixelWindow(0, 0, 130, 130), PixelWindow(3, 61, 64, 7)]
         whole, part = catalogue.read(scene, band.name, windows)
         np.testing.assert_array_equal(whole, truth[:130, :130])
         np.testing.assert_array_equal(part, truth[3:67, 61:68])
@@ -297,7 +297,7 @@ def test_a_file_that_breaks_after_it_was_listed_is_an_error_and_no_zeros(
     (scene,) = list_of(tmp_path).scenes
     cut(band_file(folder, "B02"), share)
     with pytest.raises(SceneError, match="cannot be read"):
-        SafeCatalogue(tmp_path, RGBN).read(scene, "B02", [Window(0, 0, 256, 256)])
+        SafeCatalogue(tmp_path, RGBN).read(scene, "B02", [PixelWindow(0, 0, 256, 256)])
 
 
 def test_offsets_of_bands_that_nobody_asks_for_may_be_missing(tmp_path: Path) -> None:
