@@ -15,13 +15,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Annotated, Any, cast, final
 
 import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -56,6 +56,10 @@ class HeadSpec(BaseModel):
     representation: str = "shared"
 
 
+_HeadName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+"""A head's name is part of the names of its tensors, so it holds no dot."""
+
+
 class ArtifactSpec(BaseModel):
     """What the weights mean. Unknown fields are refused: they would be meaning that is lost."""
 
@@ -70,9 +74,20 @@ class ArtifactSpec(BaseModel):
     """Weight of the global terms of equation 5, in training and in similarity alike."""
     beta: float
     """Weight of the local terms."""
-    heads: dict[str, HeadSpec] = {}
+    heads: dict[_HeadName, HeadSpec] = {}
     provenance: dict[str, str] = {}
     """Where it comes from: data and its digest, commit, iterations, versions."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "ArtifactSpec":
+        if len(self.bands) != self.encoder.in_channels:
+            raise ValueError(
+                f"{len(self.bands)} bands for an encoder of {self.encoder.in_channels} channels"
+            )
+        for name, head in self.heads.items():
+            if head.representation not in self.representations:
+                raise ValueError(f"the head {name!r} reads no representation that is there")
+        return self
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -114,10 +129,10 @@ class Artifact:
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{folder / _MODEL} holds no crossmi specification") from error
         spec = _parse_spec(folder, text)
-        networks = _Networks(spec)
         try:
+            networks = _Networks(spec)
             networks.load_state_dict(safetensors.torch.load(data))
-        except (SafetensorError, RuntimeError) as error:
+        except (SafetensorError, RuntimeError, ValueError, ArithmeticError) as error:
             raise ArtifactError(
                 f"the weights in {folder} do not fit their specification"
             ) from error
@@ -130,6 +145,9 @@ class Artifact:
 
         NaN is no data and counts as its band's mean. `bands` names the bands given, in any order;
         None says they are the artifact's. Patches that do not fit are an `InputError`.
+
+        Where the processor multiplies bfloat16 natively, the layers compute in it: the third digit
+        of a vector may depend on the processor and on how many patches come in one call.
         """
         images = self.network_input(reflectance, bands)
         return np.concatenate(
@@ -200,7 +218,8 @@ def save_artifact(
 ) -> Artifact:
     """Write weights (`encoder.*`, `global_statistics.*`, `local_statistics.*`, `heads.NAME.*`).
 
-    The folder appears complete or not at all; one that is there is replaced.
+    The folder appears complete or not at all. One that is there is replaced; a kill between the two
+    renames leaves it beside, under a name that ends in `.replaced`.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     data = safetensors.torch.save(weights, {_METADATA_KEY: spec.model_dump_json()})
@@ -210,7 +229,10 @@ def save_artifact(
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     for name, body in {**files, _SUMS: sums.encode()}.items():
-        (building / name).write_bytes(body)
+        with (building / name).open("wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
     if folder.exists():
         replaced = folder.with_name(f".{folder.name}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)

@@ -28,6 +28,9 @@ class CubeConfig(_Model):
     """A date of a place counts from this fraction of valid pixels on. Ours."""
     memory_gb: Annotated[float, Field(ge=0)] = 6.0
     """A training split up to this size is held in memory; a larger one is read batch by batch."""
+    turn: bool = False
+    """See each pair in one of eight orientations, both dates alike. Ours: an encoder soon knows few
+    places by heart, and what a place is does not depend on north."""
 
     def open(self, seed: int) -> PairSource:
         from mimodel.data.sentinel2 import CubePairs
@@ -37,6 +40,7 @@ class CubeConfig(_Model):
             bands=self.bands,
             min_valid=self.min_valid,
             memory_gb=self.memory_gb,
+            turn=self.turn,
             seed=seed,
         )
 

@@ -115,6 +115,8 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
+    except UnicodeError:
+        _refuse(f"{host!r} is no address; try 127.0.0.1")
     except OSError as error:
         _refuse(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port")
 

@@ -175,6 +175,8 @@ def _read(body: bytes, media_type: str, form: _Form) -> _Raster:
 _NPY_MAGIC = b"\x93NUMPY"
 _NPY_LENGTH_BYTES = {(1, 0): 2, (2, 0): 4, (3, 0): 4}
 _NPY_MAX_HEADER = 4096
+_NPY_MAX_EXTENT = 1 << 48
+"""More than there is memory; an extent of thousands of digits could not even be printed."""
 
 
 def _read_npy(body: bytes, form: _Form) -> _Raster:
@@ -217,7 +219,7 @@ def _npy_header(body: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]
     if (
         header
         or not isinstance(shape, tuple)
-        or not all(type(extent) is int and extent >= 0 for extent in shape)
+        or not all(type(extent) is int and 0 <= extent < _NPY_MAX_EXTENT for extent in shape)
         or type(order) is not bool
     ):
         raise MalformedError("the npy header is not one")
@@ -242,8 +244,18 @@ def _dtype_message(got: str) -> str:
     return f"expected pixels of one of the types {', '.join(DTYPES)}; got {got}"
 
 
+_JSON_BYTES_PER_VALUE = 64
+"""Of memory, while lists are read: an empty list takes 56 bytes and its place in another one 8."""
+
+
 def _read_json(body: bytes, form: _Form) -> _Raster:
     """Nested lists under `reflectance`, null for no data, or a base64 .npy under `npy`."""
+    values = body.count(b",") + body.count(b"[")
+    if values * _JSON_BYTES_PER_VALUE > form.max_bytes:
+        raise TooLargeError(
+            f"lists of about {values} values take more than {form.max_bytes} bytes to read; send "
+            "fewer patches, or the pixels as .npy"
+        )
     model = PatchesBody if form.ndim == 4 else ImageBody
     try:
         parsed = model.model_validate_json(body)

@@ -19,7 +19,8 @@ class Settings(BaseSettings):
     max_decoded_bytes: int = Field(
         64 * MIB,
         gt=0,
-        description="Bytes of the pixels that a GeoTIFF, or one of its blocks, holds",
+        description="Bytes of the pixels that a GeoTIFF, or one of its blocks, holds, "
+        "and that lists in JSON take while they are read, 64 a value",
     )
     max_patches: int = Field(512, gt=0, description="Patches of an embed or classify request")
     max_pixels: int = Field(1024 * 1024, gt=0, description="Height times width of an image")

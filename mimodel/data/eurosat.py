@@ -5,6 +5,7 @@ reflectance up to 0.275 can be read back. EuroSAT has one date a place; a pair i
 patch under two simulated acquisitions.
 """
 
+import hashlib
 import io
 import re
 import tarfile
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from mimodel.data.pairs import LabelledPatches, PairBatch
+from mimodel.data.pairs import ORIENTATIONS, LabelledPatches, PairBatch, turned
 from mimodel.errors import DataError
 from mimodel.normalisation import Normalisation
 
@@ -130,17 +131,23 @@ class EuroSatPairs:
     def normalisation(self) -> Normalisation:
         return Normalisation.fit(BANDS, self._grey.numpy() * np.float32(REFLECTANCE_PER_GREY))
 
-    @property
+    @cached_property
     def description(self) -> dict[str, str]:
         return {
+            "data_digest": hashlib.sha256(np.ascontiguousarray(self._grey)).hexdigest(),
             "data": f"EuroSAT RGB, {len(self._grey)} training images, "
             "pairs of simulated acquisitions of one image",
             "level": "L1C, top of atmosphere, reflectance clipped at 0.275",
         }
 
     def batch(self, step: int, size: int) -> PairBatch:
+        if size > len(self._grey):
+            raise DataError(
+                f"a batch of {size} pairs needs as many images, and there are {len(self._grey)} "
+                "for training; lower training.batch_size"
+            )
         rng = np.random.default_rng([self._seed, 1, step])
-        chosen = rng.choice(len(self._grey), size, replace=size > len(self._grey))
+        chosen = rng.choice(len(self._grey), size, replace=False)
         generator = Generator().manual_seed(int(rng.integers(2**62)))
         reflectance = self._grey[torch.from_numpy(chosen)] * REFLECTANCE_PER_GREY
         x, y = (self._acquire(reflectance, generator) for _ in range(2))
@@ -157,21 +164,11 @@ class EuroSatPairs:
 
         gain = self.gain ** uniform(count, 1, 1, 1) * self.band_gain ** uniform(count, bands, 1, 1)
         haze = self.haze * (uniform(count, 1, 1, 1) + 1) / 2 * _HAZE_SPECTRUM.view(1, -1, 1, 1)
-        view = _shifted(_turned(reflectance, generator), self.shift, generator)
+        turns = torch.randint(ORIENTATIONS, (count,), generator=generator)
+        view = _shifted(turned(reflectance, turns), self.shift, generator)
         noise = torch.randn(view.shape, generator=generator) * 0.002
         acquired = view * gain * (1 - haze) + haze + noise
         return torch.from_numpy(self.normalisation(acquired.numpy()))
-
-
-def _turned(images: Tensor, generator: Generator) -> Tensor:
-    """Each image in one of its eight orientations."""
-    turns = torch.randint(8, (len(images),), generator=generator)
-    out = torch.empty_like(images)
-    for turn in range(8):
-        chosen = turns == turn
-        part = torch.rot90(images[chosen], turn % 4, (2, 3))
-        out[chosen] = part.flip(3) if turn >= 4 else part
-    return out
 
 
 def _shifted(images: Tensor, limit: int, generator: Generator) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mimodel.normalisation import Normalisation
@@ -40,6 +41,22 @@ class PairSource(Protocol):
         ...
 
     def batch(self, step: int, size: int) -> PairBatch: ...
+
+
+ORIENTATIONS = 8
+"""Turns by a right angle and their mirror images."""
+
+
+def turned(
+    images: Float[Tensor, "batch band row row"], turns: Int64[Tensor, " batch"]
+) -> Float[Tensor, "batch band row row"]:
+    """Each image in the orientation that its entry of `turns`, 0 (as it is) to 7, names."""
+    out = torch.empty_like(images)
+    for turn in range(ORIENTATIONS):
+        chosen = turns == turn
+        part = torch.rot90(images[chosen], turn % 4, (2, 3))
+        out[chosen] = part.flip(3) if turn >= 4 else part
+    return out
 
 
 def prefetched(source: PairSource, steps: range, size: int) -> Iterator[PairBatch]:

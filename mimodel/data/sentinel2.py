@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mimodel.data.pairs import LabelledPatches, PairBatch
+from mimodel.data.pairs import ORIENTATIONS, LabelledPatches, PairBatch, turned
 from mimodel.errors import DataError
 from mimodel.normalisation import Normalisation
 from s2pairs.bands import reflectance_from_stored
@@ -47,7 +47,8 @@ class CubePairs:
     """Pairs (same place, two different dates) of one split of a cube.
 
     Places are drawn without repetition inside a batch, because the same place twice would be a
-    negative that is none; the two dates of a place are drawn uniformly from its usable ones.
+    negative that is none; the two dates of a place are drawn uniformly from its usable ones. With
+    `turn`, a pair is seen in one of eight orientations, both dates in the same.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class CubePairs:
         min_valid: float,
         memory_gb: float,
         seed: int,
+        turn: bool = False,
         split: str = "train",
     ) -> None:
         self.cube = read_cube(path)
         self.bands = tuple(bands or self.cube.bands)
         self._band_index = band_indices(self.cube, self.bands)
         self._seed = seed
+        self._turn = turn
         usable = usable_dates(self.cube, min_valid)
         in_split = np.asarray(self.cube.split) == split
         self.places = np.flatnonzero(in_split & (usable.sum(1) >= 2))
@@ -94,7 +97,7 @@ class CubePairs:
     def description(self) -> dict[str, str]:
         return {
             "data": f"Sentinel-2 cube, {len(self.places)} training places, "
-            f"{self.cube.dates} dates, pairs of dates",
+            f"{self.cube.dates} dates, pairs of dates{', turned' * self._turn}",
             "data_digest": self.cube.digest,
             "tiles": " ".join(sorted(set(np.asarray(self.cube.tile).tolist()))),
             "level": "as the cube's products (L1C: top of atmosphere)",
@@ -116,7 +119,11 @@ class CubePairs:
             with reading_a_cube():
                 sides = self.cube.read_pairs(self.places[chosen], dates[:, 0], dates[:, 1])
             x, y = (side[:, self._band_index] for side in sides)
-        return PairBatch(self._tensor(x), self._tensor(y))
+        pair = self._tensor(x), self._tensor(y)
+        if self._turn:
+            turns = torch.from_numpy(rng.integers(ORIENTATIONS, size=size))
+            pair = turned(pair[0], turns), turned(pair[1], turns)
+        return PairBatch(*pair)
 
     def _tensor(self, stored: Stored) -> torch.Tensor:
         return torch.from_numpy(self.normalisation(reflectance_from_stored(stored)))

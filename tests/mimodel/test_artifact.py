@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -146,6 +147,41 @@ def test_a_field_that_this_version_does_not_know_is_refused(
     _write(folder, safetensors.torch.save(tensors, {"crossmi": json.dumps(fields)}))
     with pytest.raises(ArtifactError, match="not valid"):
         Artifact.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"heads": {"h": {"classes": ["a"], "hidden": 4, "representation": "none"}}}, "reads no"),
+        ({"heads": {"a.b": {"classes": ["a"], "hidden": 4}}}, "not valid"),
+        ({"normalisation": {"bands": ["B04"], "mean": [0], "std": [1]}}, "1 bands for an encoder"),
+    ],
+)
+def test_a_specification_whose_parts_do_not_fit_is_refused(
+    artifact: Artifact, folder: Path, changes: dict[str, Any], says: str
+) -> None:
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    fields = {**json.loads(artifact.spec.model_dump_json()), **changes}
+    _write(folder, safetensors.torch.save(tensors, {"crossmi": json.dumps(fields)}))
+    with pytest.raises(ArtifactError, match=says):
+        Artifact.load(folder)
+
+
+def test_a_stride_of_zero_is_refused(artifact: Artifact, folder: Path) -> None:
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    fields = json.loads(artifact.spec.model_dump_json())
+    fields["encoder"]["convolutions"][1]["stride"] = 0
+    _write(folder, safetensors.torch.save(tensors, {"crossmi": json.dumps(fields)}))
+    with pytest.raises(ArtifactError, match="do not fit"):
+        Artifact.load(folder)
+
+
+def test_an_answer_hardly_depends_on_its_neighbours(artifact: Artifact, patches: Patches) -> None:
+    together = artifact.embed(patches)
+    alone = np.concatenate([artifact.embed(patches[i : i + 1]) for i in range(len(patches))])
+    # bfloat16 has eight bits: 2^-8 of the largest activation, some layers deep.
+    scale = np.abs(together).max()
+    assert np.abs(together - alone).max() < 0.02 * scale
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 40, safetensors.torch.save({"a": torch.ones(1)})])

@@ -1,15 +1,19 @@
 """Cubes as pairs and as labelled patches: the numbers in a batch tell where they come from."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import torch
 from affine import Affine
+from torch import Tensor
 
 from mimodel.data.sentinel2 import CubePairs, labelled_cube
-from mimodel.errors import DataError
+from mimodel.errors import DataError, InputError
+from mimodel.normalisation import Normalisation
 from s2pairs.cube import Cube, create, open_cube
 from s2pairs.ledger import write_shard
 from s2pairs.patches import PatchTable
@@ -88,6 +92,56 @@ def test_a_pair_is_one_place_at_two_dates(cube: Cube, memory_gb: float) -> None:
     assert len(seen) == 29 * DATES - 1  # everything else comes
 
 
+def test_a_turned_pair_is_the_pair_in_one_orientation(cube: Cube) -> None:
+    plain, turning = _pairs(cube), _pairs(cube, turn=True)
+    seen = set()
+    for step in range(8):
+        still, moved = plain.batch(step, 12), turning.batch(step, 12)
+        for x, y, x_turned, y_turned in zip(still.x, still.y, moved.x, moved.y, strict=True):
+            views = [(k, flip) for k in range(4) for flip in (False, True)]
+
+            def view(image: Tensor, k: int, flip: bool) -> Tensor:
+                turned = image.rot90(k, (1, 2))
+                return turned.flip(2) if flip else turned
+
+            found = [
+                (k, flip)
+                for k, flip in views
+                if torch.equal(view(x, k, flip), x_turned)
+                and torch.equal(view(y, k, flip), y_turned)
+            ]
+            assert found
+            seen.add(tuple(found))
+    assert len(seen) == 4  # values rise along a row alone, so two orientations are alike
+
+
+def test_more_pairs_than_places_would_make_false_negatives(cube: Cube) -> None:
+    assert len(_pairs(cube).batch(0, 29).x) == 29
+    with pytest.raises(DataError, match=r"30 pairs needs as many places.*29"):
+        _pairs(cube).batch(0, 30)
+
+
+def test_a_damaged_shard_is_an_error_of_this_package(cube: Cube, tmp_path: Path) -> None:
+    copy = tmp_path / "cube.zarr"
+    shutil.copytree(cube.path, copy)
+    (shard,) = (path for path in (copy / "reflectance").rglob("*") if path.stat().st_size > 50_000)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 3] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=r"cube\.zarr"):
+        CubePairs(copy, bands=None, min_valid=0.9, memory_gb=1.0, seed=0)
+
+
+def test_a_band_without_variation_is_refused(cube: Cube) -> None:
+    level = np.full((2, 1, 64, 64), 0.2, np.float32)
+    with pytest.raises(InputError, match="B04 has the same value"):
+        Normalisation.fit(("B04",), level)
+    with pytest.raises(InputError, match="B04 has the same value"):
+        Normalisation.fit(("B04",), level * np.float32(np.nan))
+    with pytest.raises(DataError, match="twice"):
+        _pairs(cube, bands=("B04", "B04"))
+
+
 def test_memory_and_disk_give_the_same_batches(cube: Cube) -> None:
     a, b = (_pairs(cube, memory_gb=memory).batch(4, 8) for memory in (1.0, 0.0))
     assert np.array_equal(a.x, b.x)
@@ -122,6 +176,12 @@ def test_labels_are_the_majority_of_the_ground(cube: Cube, tmp_path: Path) -> No
     ) as file:  # fmt: skip
         file.write(ground, 1)
         file.update_tags(1, classes=json.dumps(classes))
+    with rasterio.open(tmp_path / "31TCJ.tif", "r+") as file:
+        file.transform = Affine(20, 0, ulx, 0, -20, uly)
+    with pytest.raises(DataError, match="does not lie on the 10 m grid"):
+        labelled_cube(cube.path, tmp_path, bands=BANDS, min_valid=0.9, dates=2, seed=0)
+    with rasterio.open(tmp_path / "31TCJ.tif", "r+") as file:
+        file.transform = Affine(10, 0, ulx, 0, -10, uly)
     data = labelled_cube(cube.path, tmp_path, bands=BANDS, min_valid=0.9, dates=2, seed=0)
     names = np.array(data.classes)[data.label]
     expected = np.where(data.place % 8 >= 4, "bare", np.where(data.place == 0, "forest", "water"))

@@ -1,16 +1,19 @@
 """The one loop: a resumed run is the run, and what goes wrong is said."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from mimodel.artifact import Artifact
+from mimodel.artifact import Artifact, HeadSpec
 from mimodel.config import EuroSatConfig, RunConfig, SharedStageConfig, TrainingConfig
 from mimodel.errors import TrainingError
+from mimodel.networks import Classifier
 from mimodel.train import read_metrics, train
 from tests.mimodel.archives import write_archive
 
@@ -90,6 +93,51 @@ def test_a_finished_run_is_not_trained_further(archive: Path, uninterrupted: Pat
     before = Artifact.load(uninterrupted / "artifact").digest
     assert train(_config(archive), uninterrupted, _ignore).step == 5
     assert Artifact.load(uninterrupted / "artifact").digest == before
+
+
+def test_a_finished_run_keeps_the_head_that_a_probe_added(
+    archive: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "whole"
+    shutil.copytree(uninterrupted, folder)
+    plain = Artifact.load(folder / "artifact")
+    head = HeadSpec(classes=("a", "b"), hidden=4)
+    spec = plain.spec.model_copy(update={"heads": {"planted": head}})
+    probed = replace(plain, spec=spec, heads={"planted": Classifier(64, 2, 4).eval()})
+    digest = probed.save(folder / "artifact", "# Probed\n").digest
+    result = train(_config(archive), folder, _ignore)
+    assert result.finished
+    assert result.figures["step"] == 5
+    assert Artifact.load(folder / "artifact").digest == digest
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    archive: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def kill(step: int, total: int, figures: Mapping[str, float]) -> None:
+        if step == 4:
+            raise KilledError
+
+    config, folder = _config(archive, checkpoint_every=3), tmp_path / "whole"
+    with pytest.raises(KilledError):
+        train(config, folder, kill)
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert train(config, folder, _ignore).finished
+    assert read_metrics(folder / "metrics.jsonl") == read_metrics(uninterrupted / "metrics.jsonl")
+    ours, theirs = (Artifact.load(run / "artifact") for run in (folder, uninterrupted))
+    assert ours.digest == theirs.digest
+
+
+def test_a_run_does_not_go_on_with_other_data(archive: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "images.tar"
+    shutil.copy(archive, copy)
+    train(_config(copy), tmp_path / "run", _signal_at(1, signal.SIGINT))
+    write_archive(copy, range(1, 401, 100))
+    with pytest.raises(TrainingError, match=r"data of .* have changed"):
+        train(_config(copy), tmp_path / "run", _ignore)
 
 
 def test_another_seed_is_another_run(archive: Path, uninterrupted: Path, tmp_path: Path) -> None:

@@ -229,6 +229,18 @@ HOSTILE: dict[str, tuple[dict[str, str], Callable[[], bytes], int]] = {
         ),
         400,
     ),
+    "npy header with an extent of a thousand digits": (
+        NPY,
+        lambda: bodies.npy_header(
+            f"{{'descr': '<f4', 'fortran_order': False, 'shape': (0x{'f' * 3900}, 4, 64, 64)}}"
+        ),
+        400,
+    ),
+    "JSON of empty lists": (
+        JSON,
+        lambda: b'{"reflectance": [' + b"[]," * 1_200_000 + b"[]]}",
+        413,
+    ),
     "pickled objects": (NPY, lambda: npy_bytes(np.array([{"a": 1}], dtype=object)), 422),
     "npz": (NPY, npz_bytes, 400),
     "infinity": (NPY, lambda: with_pixel(np.inf), 422),
