@@ -38,13 +38,11 @@ class Normalisation(BaseModel):
 
         A band that has one value everywhere, or none, is an `InputError`.
         """
-        missing = np.isnan(reflectance).all((0, 2, 3))
+        by_band = np.moveaxis(reflectance, 1, 0)
         level = [
             name
-            for name, empty, values in zip(
-                bands, missing, np.moveaxis(reflectance, 1, 0), strict=True
-            )
-            if empty or np.nanmin(values) == np.nanmax(values)
+            for name, values in zip(bands, by_band, strict=True)
+            if np.isnan(values).all() or np.nanmin(values) == np.nanmax(values)
         ]
         if level:
             raise InputError(

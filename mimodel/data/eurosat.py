@@ -134,7 +134,7 @@ class EuroSatPairs:
     @cached_property
     def description(self) -> dict[str, str]:
         return {
-            "data_digest": hashlib.sha256(np.ascontiguousarray(self._grey)).hexdigest(),
+            "data_digest": hashlib.sha256(self._grey.numpy().tobytes()).hexdigest(),
             "data": f"EuroSAT RGB, {len(self._grey)} training images, "
             "pairs of simulated acquisitions of one image",
             "level": "L1C, top of atmosphere, reflectance clipped at 0.275",
