@@ -235,12 +235,14 @@ def retrieval_looks(data: LabelledPatches, seed: int) -> RetrievalLooks:
     rng = np.random.default_rng([seed, 5])
     test = np.flatnonzero(data.split == "test")
     place = data.place[test]
-    query, target = [], []
-    for one in np.unique(place):
-        looks = np.flatnonzero(place == one)
-        for look in looks[: len(looks) if len(looks) > 1 else 0]:
+    query: list[int] = []
+    target: list[int] = []
+    date = data.date[test]
+    for look in range(len(test)):
+        others = np.flatnonzero((place == place[look]) & (date != date[look]))
+        if len(others):
             query.append(look)
-            target.append(rng.choice(looks[looks != look]))
+            target.append(int(rng.choice(others)))
     if len(np.unique(place[query])) < 2:
         query, target = [], []
     return RetrievalLooks(

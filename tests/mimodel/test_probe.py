@@ -117,6 +117,8 @@ def test_retrieval_is_what_a_loop_finds() -> None:
     label = np.zeros(12, np.int64)
     pixels = np.zeros((12, 1, 64, 64), np.float32)
     data = LabelledPatches(pixels, label, place, np.arange(12), split, ("only",))
+    one_date = LabelledPatches(pixels, label, place, label, split, ("only",))
+    assert not len(retrieval_looks(one_date, seed=0).query)
     looks = retrieval_looks(data, seed=0)
     test = np.flatnonzero(split == "test")
     np.testing.assert_array_equal(looks.all, test)
