@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mimodel.config import EuroSatConfig, dump_config, load_config
+from mimodel.config import CubeConfig, dump_config, load_config
 from mimodel.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -27,9 +27,10 @@ def test_the_method_file_holds_the_constants_of_the_supplement() -> None:
 
 
 def test_later_files_and_then_overrides_win() -> None:
-    files = _files("data/eurosat.yaml", "method/infomax.yaml", "demo.yaml")
-    config = load_config(files, ["data.archive=a.tar", "training.minutes=2.5", "method.gamma=0"])
-    assert isinstance(config.data, EuroSatConfig)
+    files = _files("data/sentinel2.yaml", "method/infomax.yaml", "demo.yaml")
+    config = load_config(files, ["data.cube=a.zarr", "training.minutes=2.5", "method.gamma=0"])
+    assert isinstance(config.data, CubeConfig)
+    assert config.data.turn
     assert config.training.batch_size == 32
     assert config.training.iterations == 200_000
     assert config.training.minutes == 2.5

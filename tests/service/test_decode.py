@@ -271,7 +271,8 @@ REFUSED: dict[str, tuple[str, bytes, str, type[Exception]]] = {
     "too dark": (NPY, npy_bytes(with_pixel(-0.6)), "got -0.6 to", UnfitError),
     "not JSON": (JSON, b"{", "not JSON", MalformedError),
     "not UTF-8": (JSON, b'{"npy": "\xff"}', "not JSON", MalformedError),
-    "deep JSON": (JSON, b"[" * 1_000_000, "not JSON", MalformedError),
+    "deep JSON": (JSON, b"[" * 60_000, "not JSON", MalformedError),
+    "deeper JSON": (JSON, b"[" * 1_000_000, "about 1000000 values", TooLargeError),
     "JSON of a list": (JSON, b"[1]", "body: Input should be an object", UnfitError),
     "JSON of nothing": (JSON, b"{}", "either", UnfitError),
     "JSON of both": (JSON, b'{"npy": "", "reflectance": []}', "either", UnfitError),
@@ -280,9 +281,9 @@ REFUSED: dict[str, tuple[str, bytes, str, type[Exception]]] = {
     "JSON Infinity": (JSON, b'{"reflectance": [[[[1e999]]]]}', "finite number", UnfitError),
     "JSON text": (JSON, b'{"reflectance": [[[["1"]]]]}', "valid number", UnfitError),
     "JSON ragged": (JSON, b'{"reflectance": [[[[1, 2], [3]]]]}', "differ in length", UnfitError),
-    "JSON of a million faults": (
+    "JSON of many faults": (
         JSON,
-        b'{"reflectance": [[[[' + b'"x",' * 1_000_000 + b'"x"]]]]}',
+        b'{"reflectance": [[[[' + b'"x",' * 60_000 + b'"x"]]]]}',
         "valid number",
         UnfitError,
     ),
