@@ -7,7 +7,7 @@ DEMO := demo
 TRAIN := --config configs/data/sentinel2.yaml --config configs/method/infomax.yaml \
 	--config configs/demo.yaml
 
-.PHONY: help setup demo serve test lint types imports unit unit-s2pairs unit-rest test-slow benchmarks lock clean-demo
+.PHONY: help setup demo serve test lint types imports unit unit-data unit-rest test-slow benchmarks lock clean-demo
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,14 +65,14 @@ imports: setup
 # Two processes of one thread each: small tensors gain nothing from a second thread, and two threads
 # that wait for each other on busy cores lose a lot.
 unit: setup
-	$(MAKE) --no-print-directory -j2 --output-sync=target unit-s2pairs unit-rest
+	$(MAKE) --no-print-directory -j2 --output-sync=target unit-data unit-rest
 
-unit-s2pairs unit-rest: export OMP_NUM_THREADS = 1
-unit-s2pairs: setup
-	$(BIN)/pytest tests/s2pairs
+unit-data unit-rest: export OMP_NUM_THREADS = 1
+unit-data: setup
+	$(BIN)/pytest tests/s2pairs tests/mimodel
 
 unit-rest: setup
-	$(BIN)/pytest tests --ignore tests/s2pairs
+	$(BIN)/pytest tests --ignore tests/s2pairs --ignore tests/mimodel
 
 test-slow: setup ## the tests that take minutes
 	$(BIN)/pytest -m slow
