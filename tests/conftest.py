@@ -10,7 +10,7 @@ import pytest
 def crossmi_data() -> Path:
     """The folder of real data that CROSSMI_DATA names; tests that use it are marked `realdata`.
 
-    Real data cannot be in the repository, so a machine without them skips; a wrong name fails, since
+    Real data cannot be in the repository, so a machine without them skips. A wrong name fails:
     whoever gave one wants these tests to run.
     """
     folder = os.environ.get("CROSSMI_DATA")
