@@ -18,7 +18,7 @@ BANDS = ("B04", "B03", "B02", "B08")
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """Table 8, untrained: the weights do not change the work."""
-    spec = EncoderSpec.table8(4)
+    spec = EncoderSpec.for_images(4)
     networks = SharedStage(spec, alpha=0.5, beta=1.0, gamma=0.1, switched=True)
     described = ArtifactSpec(
         name="untrained",
@@ -38,7 +38,7 @@ def test_embed(benchmark: Any, artifact: Artifact, batch: int, form: str) -> Non
     benchmark.group = f"embedding 64x64x4, batch {batch}"
     patches = np.random.default_rng(0).uniform(0, 0.4, (batch, 4, 64, 64)).astype(np.float32)
     plain = Encoder(artifact.spec.encoder).eval().requires_grad_(False)
-    plain.load_state_dict(artifact.encoder.state_dict())
+    plain.load_state_dict(artifact.networks.encoder.state_dict())
     normalised = torch.from_numpy(artifact.spec.normalisation(patches))
 
     def eager() -> Any:

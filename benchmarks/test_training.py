@@ -21,7 +21,7 @@ PAIRS = 16
 
 def stage() -> SharedStage:
     torch.manual_seed(0)
-    spec = EncoderSpec.table8(4)
+    spec = EncoderSpec.for_images(4)
     return SharedStage(spec, alpha=0.5, beta=1.0, gamma=0.1, switched=True).train()
 
 
@@ -37,10 +37,10 @@ def plain() -> Callable[[], Any]:
     generator = torch.Generator().manual_seed(0)
 
     def step() -> None:
-        c_x, s_x = method.encoder(x)
-        c_y, s_y = method.encoder(y)
+        c_x, s_x = method.x.encoder(x)
+        c_y, s_y = method.x.encoder(y)
         order = derangement(PAIRS, generator)
-        networks = (method.global_statistics, 0.5), (method.local_statistics, 1.0)
+        networks = (method.x.global_statistics, 0.5), (method.x.local_statistics, 1.0)
         loss = 0.1 * representation_distance(s_x, s_y)
         for network, weight in networks:
             loss = loss - weight * information(network, c_x, s_y, order)

@@ -70,6 +70,9 @@ class ArtifactSpec(BaseModel):
     encoder: EncoderSpec
     normalisation: Normalisation
     representations: dict[str, int]
+    """Names and dimensions of what `Artifact.embed` gives."""
+    exclusive_encoder: EncoderSpec | None = None
+    """The second stage's, where there was one."""
     alpha: float
     """Weight of the global terms of equation 5, in training and in similarity alike."""
     beta: float
@@ -84,6 +87,16 @@ class ArtifactSpec(BaseModel):
             raise ValueError(
                 f"{len(self.bands)} bands for an encoder of {self.encoder.in_channels} channels"
             )
+        encoders = {"shared": self.encoder}
+        if self.exclusive_encoder:
+            encoders["exclusive"] = self.exclusive_encoder
+        if self.representations != {n: e.representation for n, e in encoders.items()}:
+            raise ValueError(
+                f"representations {self.representations} of encoders that give "
+                + ", ".join(f"{name} ({e.representation})" for name, e in encoders.items())
+            )
+        if len({(e.in_channels, e.image_size) for e in encoders.values()}) > 1:
+            raise ValueError("the two encoders read images of different shapes")
         for name, head in self.heads.items():
             if head.representation not in self.representations:
                 raise ValueError(f"the head {name!r} reads no representation that is there")
@@ -101,6 +114,27 @@ class ArtifactSpec(BaseModel):
 
 
 @final
+class Networks(nn.Module):
+    """The modules of an artifact under the names that its tensors carry."""
+
+    def __init__(self, spec: ArtifactSpec) -> None:
+        super().__init__()
+        features, dimension = spec.encoder.feature_shape, spec.encoder.representation
+        self.encoder = Encoder(spec.encoder)
+        self.global_statistics = GlobalStatistics(features, dimension)
+        self.local_statistics = LocalStatistics(features, dimension)
+        self.exclusive_encoder = Encoder(spec.exclusive_encoder) if spec.exclusive_encoder else None
+        self.heads = nn.ModuleDict(
+            {
+                name: Classifier(
+                    spec.representations[head.representation], len(head.classes), head.hidden
+                )
+                for name, head in spec.heads.items()
+            }
+        )
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Artifact:
     """Frozen networks with their specification, ready to embed, classify and compare."""
@@ -108,10 +142,7 @@ class Artifact:
     spec: ArtifactSpec
     digest: str
     """SHA-256 of model.safetensors, hexadecimal."""
-    encoder: Encoder
-    global_statistics: GlobalStatistics
-    local_statistics: LocalStatistics
-    heads: Mapping[str, Classifier]
+    networks: Networks
 
     @property
     def id(self) -> str:
@@ -130,18 +161,21 @@ class Artifact:
             raise ArtifactError(f"{folder / _MODEL} holds no crossmi specification") from error
         spec = _parse_spec(folder, text)
         try:
-            networks = _Networks(spec)
+            networks = Networks(spec)
             networks.load_state_dict(safetensors.torch.load(data))
         except (SafetensorError, RuntimeError, ValueError, ArithmeticError) as error:
             raise ArtifactError(
                 f"the weights in {folder} do not fit their specification"
             ) from error
-        return _assemble(spec, hashlib.sha256(data).hexdigest(), networks)
+        return cls(spec, hashlib.sha256(data).hexdigest(), frozen(networks))
 
     def embed(
-        self, reflectance: Reflectance, bands: Sequence[str] | None = None
+        self,
+        reflectance: Reflectance,
+        bands: Sequence[str] | None = None,
+        representation: str = "shared",
     ) -> npt.NDArray[np.float32]:
-        """Shared representations (N, dim) of patches (N, band, 64, 64) of reflectance.
+        """Representations (N, dim) of patches (N, band, 64, 64) of reflectance.
 
         NaN is no data and counts as its band's mean. `bands` names the bands given, in any order;
         None says they are the artifact's. Patches that do not fit are an `InputError`.
@@ -149,11 +183,18 @@ class Artifact:
         Where the processor multiplies bfloat16 natively, the layers compute in it: the third digit
         of a vector may depend on the processor and on how many patches come in one call.
         """
+        if representation not in self.spec.representations:
+            raise InputError(
+                f"this model has no representation {representation!r}; it has: "
+                + ", ".join(self.spec.representations)
+            )
         images = self.network_input(reflectance, bands)
         return np.concatenate(
-            [np.zeros((0, self.spec.encoder.representation), np.float32)]
+            [np.zeros((0, self.spec.representations[representation]), np.float32)]
             + [
-                self.encode(images[start : start + _CHUNK]).representation.float().numpy()
+                self.encode(images[start : start + _CHUNK], representation)
+                .representation.float()
+                .numpy()
                 for start in range(0, len(images), _CHUNK)
             ]
         )
@@ -165,17 +206,19 @@ class Artifact:
         head: str | None = None,
     ) -> npt.NDArray[np.float32]:
         """Class probabilities (N, class) of patches, by the named head or the only one."""
-        network = self.heads[self.head_name(head)]
+        name = self.head_name(head)
+        features = self.embed(reflectance, bands, self.spec.heads[name].representation)
         with torch.inference_mode():
-            logits = network(torch.from_numpy(self.embed(reflectance, bands)))
+            logits = self.networks.heads[name](torch.from_numpy(features))
             return cast(npt.NDArray[np.float32], logits.softmax(1).numpy())
 
     def head_name(self, head: str | None = None) -> str:
         """The name of the head to use: the one asked for, or the only one there is."""
-        names = ", ".join(sorted(self.heads)) or "none"
-        if head is None and len(self.heads) == 1:
-            return next(iter(self.heads))
-        if head is None or head not in self.heads:
+        heads = self.spec.heads
+        names = ", ".join(sorted(heads)) or "none"
+        if head is None and len(heads) == 1:
+            return next(iter(heads))
+        if head is None or head not in heads:
             raise InputError(
                 f"this model has no head {head!r}; it has: {names}"
                 if head
@@ -197,26 +240,24 @@ class Artifact:
         return images.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def encode(self, images: Tensor) -> Encoded:
+    def encode(self, images: Tensor, representation: str = "shared") -> Encoded:
         """Feature maps and representations of normalised patches, on the CPU."""
+        encoder = self.networks.encoder
+        if representation == "exclusive" and self.networks.exclusive_encoder is not None:
+            encoder = self.networks.exclusive_encoder
         with inference_autocast():
-            encoded: Encoded = self.encoder(images)
+            encoded: Encoded = encoder(images)
             return encoded
 
     def save(self, folder: Path, card: str) -> "Artifact":
         """Write the artifact with `card` as its model card; `folder` is replaced as a whole."""
-        networks = _Networks(self.spec)
-        networks.encoder = self.encoder
-        networks.global_statistics = self.global_statistics
-        networks.local_statistics = self.local_statistics
-        networks.heads = nn.ModuleDict(dict(self.heads))
-        return save_artifact(folder, self.spec, networks.state_dict(), card)
+        return save_artifact(folder, self.spec, self.networks.state_dict(), card)
 
 
 def save_artifact(
     folder: Path, spec: ArtifactSpec, state: Mapping[str, Tensor], card: str
 ) -> Artifact:
-    """Write weights (`encoder.*`, `global_statistics.*`, `local_statistics.*`, `heads.NAME.*`).
+    """Write weights under the names that they have in `Networks`.
 
     The folder appears complete or not at all. One that is there is replaced; a kill between the two
     renames leaves it beside, under a name that ends in `.replaced`.
@@ -244,38 +285,19 @@ def save_artifact(
     return Artifact.load(folder)
 
 
+def frozen(networks: Networks) -> Networks:
+    """The networks as they are served: in eval mode, without gradients, convolutions fast."""
+    networks.eval().requires_grad_(False)
+    networks.encoder.to(memory_format=torch.channels_last)
+    if networks.exclusive_encoder is not None:
+        networks.exclusive_encoder.to(memory_format=torch.channels_last)
+    return networks
+
+
 def inference_autocast() -> torch.autocast:
     """The arithmetic of every frozen network on the CPU: bfloat16 where the processor has it."""
     dtype = inference_dtype(torch.device("cpu"))
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
-
-
-@final
-class _Networks(nn.Module):
-    """The modules of an artifact under the names that its tensors carry."""
-
-    def __init__(self, spec: ArtifactSpec) -> None:
-        super().__init__()
-        self.encoder = Encoder(spec.encoder)
-        self.global_statistics = GlobalStatistics(spec.encoder)
-        self.local_statistics = LocalStatistics(spec.encoder)
-        self.heads = nn.ModuleDict(
-            {
-                name: Classifier(
-                    spec.representations[head.representation], len(head.classes), head.hidden
-                )
-                for name, head in spec.heads.items()
-            }
-        )
-
-
-def _assemble(spec: ArtifactSpec, digest: str, networks: _Networks) -> Artifact:
-    networks.eval().requires_grad_(False)
-    networks.encoder.to(memory_format=torch.channels_last)
-    heads = cast(Mapping[str, Classifier], dict(networks.heads.items()))
-    return Artifact(
-        spec, digest, networks.encoder, networks.global_statistics, networks.local_statistics, heads
-    )
 
 
 def _verified_bytes(folder: Path) -> bytes:

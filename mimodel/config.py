@@ -7,10 +7,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mimodel.artifact import Artifact
 from mimodel.data.pairs import PairSource
 from mimodel.errors import ConfigError
 from mimodel.methods.base import Method
 from mimodel.networks import EncoderSpec
+from mimodel.normalisation import Normalisation
+from mimodel.objectives import AdversarialForm
 
 
 class _Model(BaseModel):
@@ -32,7 +35,7 @@ class CubeConfig(_Model):
     """See each pair in one of eight orientations, both dates alike. Ours: an encoder soon knows few
     places by heart, and what a place is does not depend on north."""
 
-    def open(self, seed: int) -> PairSource:
+    def open(self, seed: int, normalisation: Normalisation | None = None) -> PairSource:
         from mimodel.data.sentinel2 import CubePairs
 
         return CubePairs(
@@ -42,6 +45,7 @@ class CubeConfig(_Model):
             memory_gb=self.memory_gb,
             turn=self.turn,
             seed=seed,
+            normalisation=normalisation,
         )
 
 
@@ -55,7 +59,7 @@ class EuroSatConfig(_Model):
     haze: Annotated[float, Field(ge=0)] = 0.05
     shift: Annotated[int, Field(ge=0, le=32)] = 8
 
-    def open(self, seed: int) -> PairSource:
+    def open(self, seed: int, normalisation: Normalisation | None = None) -> PairSource:
         from mimodel.data.eurosat import EuroSatPairs
 
         return EuroSatPairs(
@@ -65,7 +69,23 @@ class EuroSatConfig(_Model):
             haze=self.haze,
             shift=self.shift,
             seed=seed,
+            normalisation=normalisation,
         )
+
+
+class ColoredMnistConfig(_Model):
+    """Pairs of a digit class in colours; see `mimodel.data.mnist`."""
+
+    name: Literal["colored-mnist"]
+    folder: Path
+    """Holds MNIST's four idx files; `mimodel data mnist` fetches them."""
+    same_image: bool = False
+    """True pairs each image with itself in another colour."""
+
+    def open(self, seed: int, normalisation: Normalisation | None = None) -> PairSource:
+        from mimodel.data.mnist import ColoredMnistPairs
+
+        return ColoredMnistPairs(self.folder, same_image=self.same_image, seed=seed)
 
 
 class SharedStageConfig(_Model):
@@ -78,17 +98,72 @@ class SharedStageConfig(_Model):
     representation: Annotated[int, Field(ge=1)] = 64
     switched: bool = True
     """False is the ablation "non-SSR" of Table 6."""
+    encoders: Literal[1, 2] = 1
+    """2 where X and Y are of two domains, as in colored-MNIST."""
+
+    def normalisation(self) -> None:
+        """The data's own: this stage comes first."""
+        return
 
     def build(self, bands: int, image_size: tuple[int, int]) -> Method:
         from mimodel.methods.infomax import SharedStage
 
         return SharedStage(
-            EncoderSpec.table8(bands, image_size, self.representation),
+            EncoderSpec.for_images(bands, image_size, self.representation),
             alpha=self.alpha,
             beta=self.beta,
             gamma=self.gamma,
             switched=self.switched,
+            encoders=self.encoders,
         )
+
+
+class ExclusiveStageConfig(_Model):
+    """The exclusive stage; coefficients of the supplement, ours for Sentinel-2."""
+
+    name: Literal["infomax-exclusive"]
+    shared: Path
+    """Run folder of the shared stage."""
+    representation: Annotated[int, Field(ge=1)] = 64
+    alpha: float = 0.5
+    beta: float = 1.0
+    adversarial: Annotated[float, Field(ge=0)] = 0.01
+    """The paper's lambda."""
+    form: AdversarialForm = "non-saturating"
+    discriminator_steps: Annotated[int, Field(ge=1)] = 1
+    discriminator_rate: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of the discriminator; none named: that of the run."""
+
+    def normalisation(self) -> Normalisation:
+        """That of the shared stage: the frozen encoder reads nothing else."""
+        return self._artifacts()[0].spec.normalisation
+
+    def build(self, bands: int, image_size: tuple[int, int]) -> Method:
+        from mimodel.methods.infomax import ExclusiveStage
+
+        artifacts = self._artifacts()
+        read = artifacts[0].spec.encoder
+        if (read.in_channels, read.image_size) != (bands, image_size):
+            raise ConfigError(
+                f"the shared encoder of {self.shared} reads {read.in_channels} bands of "
+                f"{read.image_size} pixels, and the data have {bands} of {image_size}; train the "
+                "shared stage on the same data first"
+            )
+        return ExclusiveStage(
+            artifacts,
+            representation=self.representation,
+            alpha=self.alpha,
+            beta=self.beta,
+            adversarial=self.adversarial,
+            form=self.form,
+            discriminator_steps=self.discriminator_steps,
+            discriminator_rate=self.discriminator_rate,
+        )
+
+    def _artifacts(self) -> list[Artifact]:
+        single = self.shared / "artifact"
+        folders = [single] if single.exists() else [self.shared / f"artifact-{d}" for d in "xy"]
+        return [Artifact.load(folder) for folder in folders]
 
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -103,6 +178,9 @@ class TrainingConfig(_Model):
     many. For demonstrations: what comes out depends on the machine."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    decay: Literal["none", "cosine"] = "none"
+    """cosine lets the learning rate fall to nothing over the run (over `minutes`, where these end
+    it). Ours: a short run may then begin with a high one."""
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -114,14 +192,15 @@ class TrainingConfig(_Model):
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
 
 
-DataConfig = Annotated[CubeConfig | EuroSatConfig, Field(discriminator="name")]
+DataConfig = Annotated[CubeConfig | EuroSatConfig | ColoredMnistConfig, Field(discriminator="name")]
+MethodConfig = Annotated[SharedStageConfig | ExclusiveStageConfig, Field(discriminator="name")]
 
 
 class RunConfig(_Model):
     """One training run, as it is written into its folder."""
 
     data: DataConfig
-    method: SharedStageConfig
+    method: MethodConfig
     training: TrainingConfig = TrainingConfig()
 
 

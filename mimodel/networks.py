@@ -1,4 +1,4 @@
-"""The networks of Sanchez et al. 2019, Tables 7 to 10 of the supplement, from one EncoderSpec.
+"""The networks of Sanchez et al. 2019, Tables 1 to 19 of the supplement, from one EncoderSpec.
 
 Settled where the tables are silent: LeakyReLU has a slope of 0.2, activations follow BatchNorm, and
 "the output of Conv k" is taken after both.
@@ -42,25 +42,24 @@ class EncoderSpec(BaseModel):
     representation: int = 64
 
     @classmethod
-    def table8(
+    def for_images(
         cls, in_channels: int, image_size: tuple[int, int] = (64, 64), representation: int = 64
     ) -> "EncoderSpec":
-        """Tables 8 and 14: the encoder for images of 64x64 (3D Shapes, Sentinel-2) and 64x256."""
+        """Table 1 for images of less than 64 pixels, else Tables 8 (64x64) and 14 (64x256)."""
+        channels = (128, 256) if min(image_size) < 64 else (128, 256, 512)
         return cls(
             in_channels=in_channels,
             image_size=image_size,
             convolutions=(
                 ConvSpec(channels=64, stride=1, batch_norm=False),
-                ConvSpec(channels=128),
-                ConvSpec(channels=256),
-                ConvSpec(channels=512),
+                *(ConvSpec(channels=count) for count in channels),
             ),
             representation=representation,
         )
 
     @property
-    def feature_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the last convolution's output."""
+    def feature_shape(self) -> "FeatureShape":
+        """Shape of the last convolution's output."""
         height, width = self.image_size
         for conv in self.convolutions:
             height = (height - conv.kernel) // conv.stride + 1
@@ -143,22 +142,33 @@ class _DenseHead(nn.Sequential):
         return _in_full(output, relu(dense(relu(sides)))).squeeze(-1)
 
 
+FeatureShape = tuple[int, int, int]
+"""(channels, height, width) of a feature map."""
+
+
 @final
 class GlobalStatistics(nn.Module):
-    """Table 9: T on a whole feature map and a representation.
+    """T on a whole feature map and a representation.
+
+    Tables 9, 11, 15 and 17: two convolutions, then dense layers. Tables 2 and 4: maps too small
+    for the convolutions go into the dense layers as they are.
 
     `feature_side` and `representation_side` may be broadcast against each other before `score`, so
     that many pairs cost one evaluation of each side.
     """
 
-    def __init__(self, spec: EncoderSpec, width: int = 512) -> None:
+    def __init__(self, features: FeatureShape, representation: int, width: int = 512) -> None:
         super().__init__()
-        channels, height, width_px = spec.feature_shape
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(channels, 64, 3), nn.ReLU(), nn.Conv2d(64, 32, 3), nn.Flatten()
-        )
-        flat = 32 * (height - 4) * (width_px - 4)
-        self.first = SplitLinear(flat, spec.representation, width)
+        channels, height, width_px = features
+        if min(height, width_px) < 5:
+            self.convolutions = nn.Sequential(nn.Flatten())
+            flat = math.prod(features)
+        else:
+            self.convolutions = nn.Sequential(
+                nn.Conv2d(channels, 64, 3), nn.ReLU(), nn.Conv2d(64, 32, 3), nn.Flatten()
+            )
+            flat = 32 * (height - 4) * (width_px - 4)
+        self.first = SplitLinear(flat, representation, width)
         self.head = _DenseHead(width)
 
     def feature_side(
@@ -184,14 +194,14 @@ class GlobalStatistics(nn.Module):
 
 @final
 class LocalStatistics(nn.Module):
-    """Table 10: T on each position of a feature map and a representation.
+    """Tables 3, 5, 10, 12, 16 and 18: T on each position of a feature map and a representation.
 
     The 1x1 convolutions are written as dense layers over channels-last positions.
     """
 
-    def __init__(self, spec: EncoderSpec, width: int = 512) -> None:
+    def __init__(self, features: FeatureShape, representation: int, width: int = 512) -> None:
         super().__init__()
-        self.first = SplitLinear(spec.feature_shape[0], spec.representation, width)
+        self.first = SplitLinear(features[0], representation, width)
         self.head = _DenseHead(width)
 
     def feature_side(
@@ -216,6 +226,25 @@ class LocalStatistics(nn.Module):
 
 
 StatisticsNetwork = GlobalStatistics | LocalStatistics
+
+
+@final
+class Discriminator(nn.Module):
+    """Tables 6, 13 and 19: tells a shared and an exclusive representation of one image from those
+    of two. Its output is a logit: the sigmoid is part of the cross-entropy."""
+
+    def __init__(self, shared: int, exclusive: int) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(
+            nn.Linear(shared + exclusive, 1000), nn.ReLU(), nn.Linear(1000, 200), nn.ReLU()
+        )
+        self.output = nn.Linear(200, 1)
+
+    def forward(
+        self, shared: Float[Tensor, "batch dim"], exclusive: Float[Tensor, "batch own"]
+    ) -> Float[Tensor, " batch"]:
+        hidden = self.hidden(torch.cat([shared, exclusive], 1))
+        return _in_full(self.output, hidden).squeeze(-1)
 
 
 @final

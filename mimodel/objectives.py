@@ -4,6 +4,8 @@ T stands for the output of a statistics network, on draws of the joint distribut
 the product of the marginals ("product"). Information is in nats.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Generator, Tensor
@@ -36,6 +38,30 @@ def representation_distance(
     is ours (summing lets this term drown the others at 64 dimensions).
     """
     return (_at_least_single(s_x) - _at_least_single(s_y)).abs().mean()
+
+
+AdversarialForm = Literal["non-saturating", "saturating"]
+
+
+def adversarial_term(fake: Float[Tensor, " batch"], form: AdversarialForm) -> Float[Tensor, ""]:
+    """What the exclusive encoder minimises of equation 9, given D's logits of its pairs (S, E).
+
+    "saturating" is the equation: E log(1 - D(S, E)). "non-saturating", -E log D(S, E), has the same
+    fixed point and a gradient where the discriminator is sure (Goodfellow et al. 2014).
+    """
+    fake = _at_least_single(fake)
+    return -softplus(fake).mean() if form == "saturating" else softplus(-fake).mean()
+
+
+def discriminator_loss(
+    real: Float[Tensor, " batch"], fake: Float[Tensor, " batch"]
+) -> Float[Tensor, ""]:
+    """The cross-entropy that the discriminator minimises: equation 9 with its sign turned.
+
+    `real` are logits of (S, E of another image), draws from the product of the marginals; `fake`
+    those of (S, E). It is 2 log 2 where the two cannot be told apart.
+    """
+    return softplus(-_at_least_single(real)).mean() + softplus(_at_least_single(fake)).mean()
 
 
 def _at_least_single(values: Tensor) -> Tensor:

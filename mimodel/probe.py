@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mimodel.artifact import Artifact, HeadSpec
+from mimodel.artifact import Artifact, HeadSpec, Networks, frozen
 from mimodel.data.pairs import LabelledPatches
 from mimodel.errors import DataError
-from mimodel.networks import Classifier, Encoder
+from mimodel.networks import Classifier
 
 Features = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -312,16 +312,7 @@ def feature_sets(artifact: Artifact, data: LabelledPatches) -> dict[str, Feature
     """By name, the features that every probe reads: the representation and its controls."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        untrained = Encoder(artifact.spec.encoder).eval().requires_grad_(False)
-    untrained.to(memory_format=torch.channels_last)
-    blank = Artifact(
-        artifact.spec,
-        artifact.digest,
-        untrained,
-        artifact.global_statistics,
-        artifact.local_statistics,
-        {},
-    )
+        blank = Artifact(artifact.spec, artifact.digest, frozen(Networks(artifact.spec)))
     return {
         "shared": artifact.embed(data.reflectance),
         "image statistics": image_statistics(data.reflectance),
@@ -403,14 +394,13 @@ def _with_head(
     assert isinstance(first, nn.Linear)
     head = HeadSpec(classes=classes, hidden=first.out_features)
     spec = artifact.spec.model_copy(update={"heads": {**artifact.spec.heads, name: head}})
-    return Artifact(
-        spec,
-        artifact.digest,
-        artifact.encoder,
-        artifact.global_statistics,
-        artifact.local_statistics,
-        {**artifact.heads, name: classifier},
-    )
+    networks = Networks(spec)
+    networks.load_state_dict({**artifact.networks.state_dict(), **_named(name, classifier)})
+    return Artifact(spec, artifact.digest, frozen(networks))
+
+
+def _named(head: str, classifier: Classifier) -> dict[str, Tensor]:
+    return {f"heads.{head}.{key}": value for key, value in classifier.state_dict().items()}
 
 
 def _row(score: Score) -> str:

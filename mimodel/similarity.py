@@ -103,10 +103,10 @@ class _Places:
         feature_map, representation = artifact.encode(artifact.network_input(patches, None))
         with inference_autocast():
             return cls(
-                artifact.global_statistics.feature_side(feature_map),
-                artifact.global_statistics.representation_side(representation),
-                artifact.local_statistics.feature_side(feature_map),
-                artifact.local_statistics.representation_side(representation),
+                artifact.networks.global_statistics.feature_side(feature_map),
+                artifact.networks.global_statistics.representation_side(representation),
+                artifact.networks.local_statistics.feature_side(feature_map),
+                artifact.networks.local_statistics.representation_side(representation),
             )
 
 
@@ -114,7 +114,7 @@ def pair_scores(artifact: Artifact, x: _Places, y: _Places) -> Tensor:
     """Likeness of the places x (one, or as many) with the places y, one score a pair."""
     spec = artifact.spec
     with inference_autocast():
-        g, t = artifact.global_statistics.score, artifact.local_statistics.score
+        g, t = artifact.networks.global_statistics.score, artifact.networks.local_statistics.score
         global_terms = joint_term(g(x.global_feature, y.global_representation)) + joint_term(
             g(y.global_feature, x.global_representation)
         )

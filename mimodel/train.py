@@ -14,6 +14,7 @@ functions of seed and step, so a resumed run equals an uninterrupted one.
 """
 
 import json
+import math
 import os
 import pickle
 import signal
@@ -32,12 +33,11 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from mimodel.artifact import Artifact, ArtifactSpec, save_artifact
+from mimodel.artifact import ArtifactSpec, save_artifact
 from mimodel.config import RunConfig, TrainingConfig, dump_config
 from mimodel.data.pairs import PairBatch, PairSource, prefetched
-from mimodel.errors import ArtifactError, TrainingError
+from mimodel.errors import TrainingError
 from mimodel.methods.base import Method, Player
-from mimodel.methods.infomax import SharedStage
 from mimodel.networks import inference_dtype
 
 Report = Callable[[int, int, Mapping[str, float]], None]
@@ -65,10 +65,10 @@ def train(config: RunConfig, folder: Path, report: Report) -> TrainingResult:
     settings = config.training
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    source = config.data.open(settings.seed)
+    source = config.data.open(settings.seed, config.method.normalisation())
     run = _Run.start(config, source)
     run.resume(folder)
-    if run.over and (folder / "artifact").exists():
+    if run.over and all((folder / name).exists() for name in run.method.learnt()):
         # A head that a probe has put into the artifact would be lost.
         latest = (read_metrics(folder / "metrics.jsonl") or [{}])[-1]
         return TrainingResult(folder, run.step, True, latest, run.seconds)
@@ -85,7 +85,7 @@ def train(config: RunConfig, folder: Path, report: Report) -> TrainingResult:
                 break
             if stop.requested:
                 return TrainingResult(folder, run.step, False, metrics.latest, run.seconds)
-    _write_artifact(config, source, run, folder)
+    _write_artifacts(config, source, run, folder)
     draw_curves(folder / "metrics.jsonl", folder / "curves.png")
     return TrainingResult(folder, run.step, True, metrics.latest, run.seconds)
 
@@ -117,7 +117,10 @@ class _Run:
         method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimisers = [
             torch.optim.Adam(
-                player.parameters, lr=settings.learning_rate, betas=settings.betas, fused=True
+                player.parameters,
+                lr=player.learning_rate or settings.learning_rate,
+                betas=settings.betas,
+                fused=True,
             )
             for player in method.players
         ]
@@ -128,12 +131,15 @@ class _Run:
     def advance(self, batch: PairBatch) -> None:
         """One step of every player."""
         started = time.perf_counter()
+        self._set_learning_rates()
         batch = PairBatch(self._place(batch.x), self._place(batch.y))
+        generator = self._generator()
         for player, optimiser in zip(self.method.players, self.optimisers, strict=True):
-            terms = self._terms(player, batch)
-            optimiser.zero_grad()
-            torch.stack(list(terms.values())).sum().backward(inputs=list(player.parameters))
-            optimiser.step()
+            for _ in range(player.steps):
+                terms = self._terms(player, batch, generator)
+                optimiser.zero_grad()
+                torch.stack(list(terms.values())).sum().backward(inputs=list(player.parameters))
+                optimiser.step()
             for name, term in terms.items():
                 # Left on the device: fetching a number would wait for the step to end.
                 self.sums[name] = self.sums.get(name, 0) + term.detach()
@@ -142,10 +148,14 @@ class _Run:
         self.seconds += time.perf_counter() - started
 
     @property
+    def done(self) -> float:
+        """Share of the run that is behind it, by iterations or by time; 1 or more is the end."""
+        by_time = self.seconds / (self.settings.minutes * 60) if self.settings.minutes else 0.0
+        return max(self.step / self.settings.iterations, by_time)
+
+    @property
     def over(self) -> bool:
-        """All iterations are done, or the time is up."""
-        out_of_time = self.seconds > (self.settings.minutes or float("inf")) * 60
-        return out_of_time or self.step >= self.settings.iterations
+        return self.done >= 1
 
     def figures(self) -> dict[str, float]:
         """Mean of each term since the last call; a term that is not finite ends the run."""
@@ -199,9 +209,21 @@ class _Run:
             os.fsync(file.fileno())
         partial.replace(folder / "checkpoint.pt")
 
-    def _terms(self, player: Player, batch: PairBatch) -> dict[str, Tensor]:
+    def _set_learning_rates(self) -> None:
+        factor = 1.0
+        if self.settings.decay == "cosine":
+            factor = (1 + math.cos(math.pi * self.done)) / 2
+        for player, optimiser in zip(self.method.players, self.optimisers, strict=True):
+            rate = player.learning_rate or self.settings.learning_rate
+            for group in optimiser.param_groups:
+                group["lr"] = rate * factor
+
+    def _generator(self) -> Generator:
+        """All that is random in a step, as a function of seed and step."""
         seed = np.random.SeedSequence([self.settings.seed, 3, self.step]).generate_state(1)
-        generator = Generator().manual_seed(int(seed[0]))
+        return Generator().manual_seed(int(seed[0]))
+
+    def _terms(self, player: Player, batch: PairBatch, generator: Generator) -> dict[str, Tensor]:
         enabled = self.autocast is not torch.float32
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
             return self.method.objective(player, batch, generator)
@@ -318,28 +340,25 @@ def _stop_signals() -> Iterator[_Stop]:
             signal.signal(signal_number, handler)
 
 
-def _write_artifact(config: RunConfig, source: PairSource, run: _Run, folder: Path) -> Artifact:
-    method = run.method
-    if not isinstance(method, SharedStage):
-        raise ArtifactError(f"a {type(method).__name__} has no artifact")
-    spec = ArtifactSpec(
-        name=folder.name,
-        encoder=method.encoder.spec,
-        normalisation=source.normalisation,
-        representations={"shared": method.encoder.spec.representation},
-        alpha=method.alpha,
-        beta=method.beta,
-        provenance={
-            **source.description,
-            "iterations": str(run.step),
-            "batch_size": str(config.training.batch_size),
-            "seed": str(config.training.seed),
-            "commit": _commit(),
-            "crossmi": version("crossmi"),
-            "torch": str(torch.__version__),
-        },
-    )
-    return save_artifact(folder / "artifact", spec, method.state_dict(), model_card(spec))
+def _write_artifacts(config: RunConfig, source: PairSource, run: _Run, folder: Path) -> None:
+    """One artifact for each kind of image: `artifact`, or `artifact-x` and `artifact-y`."""
+    for name, learnt in run.method.learnt().items():
+        spec = ArtifactSpec(
+            name=folder.name,
+            normalisation=source.normalisation,
+            provenance={
+                **source.description,
+                **learnt.provenance,
+                "iterations": str(run.step),
+                "batch_size": str(config.training.batch_size),
+                "seed": str(config.training.seed),
+                "commit": _commit(),
+                "crossmi": version("crossmi"),
+                "torch": str(torch.__version__),
+            },
+            **learnt.fields,
+        )
+        save_artifact(folder / name, spec, learnt.state, model_card(spec))
 
 
 def model_card(spec: ArtifactSpec, evaluation: str = "") -> str:

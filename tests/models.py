@@ -3,17 +3,9 @@
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from mimodel.artifact import Artifact, ArtifactSpec, HeadSpec, save_artifact
-from mimodel.networks import (
-    Classifier,
-    ConvSpec,
-    Encoder,
-    EncoderSpec,
-    GlobalStatistics,
-    LocalStatistics,
-)
+from mimodel.artifact import Artifact, ArtifactSpec, HeadSpec, Networks, save_artifact
+from mimodel.networks import ConvSpec, EncoderSpec
 from mimodel.normalisation import Normalisation
 
 BANDS = ("B04", "B03", "B02", "B08")
@@ -27,21 +19,6 @@ def small_artifact(folder: Path, heads: dict[str, HeadSpec]) -> Artifact:
         for channels, stride, norm in [(8, 1, False), (8, 2, True), (16, 2, True), (16, 2, True)]
     )
     encoder = EncoderSpec(in_channels=4, image_size=(64, 64), convolutions=convolutions)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        networks = nn.ModuleDict(
-            {
-                "encoder": Encoder(encoder),
-                "global_statistics": GlobalStatistics(encoder),
-                "local_statistics": LocalStatistics(encoder),
-                "heads": nn.ModuleDict(
-                    {
-                        name: Classifier(64, len(head.classes), head.hidden)
-                        for name, head in heads.items()
-                    }
-                ),
-            }
-        )
     spec = ArtifactSpec(
         name="untrained",
         encoder=encoder,
@@ -53,4 +30,7 @@ def small_artifact(folder: Path, heads: dict[str, HeadSpec]) -> Artifact:
         beta=1.0,
         heads=heads,
     )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        networks = Networks(spec)
     return save_artifact(folder, spec, networks.state_dict(), "# Untrained\n")

@@ -117,7 +117,9 @@ class EuroSatPairs:
         haze: float,
         shift: int,
         seed: int,
+        normalisation: Normalisation | None = None,
     ) -> None:
+        self._given = normalisation
         data = read_eurosat(archive)
         self._grey = torch.from_numpy(data.grey[~data.test])
         self.gain, self.band_gain, self.haze, self.shift = gain, band_gain, haze, shift
@@ -129,7 +131,9 @@ class EuroSatPairs:
 
     @cached_property
     def normalisation(self) -> Normalisation:
-        return Normalisation.fit(BANDS, self._grey.numpy() * np.float32(REFLECTANCE_PER_GREY))
+        return self._given or Normalisation.fit(
+            BANDS, self._grey.numpy() * np.float32(REFLECTANCE_PER_GREY)
+        )
 
     @cached_property
     def description(self) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What training and probing ask of a data set: batches of pairs by step, and labelled patches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -80,3 +80,16 @@ class LabelledPatches:
     date: npt.NDArray[np.int64]
     split: npt.NDArray[np.str_]
     classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images of one domain with all factors that made them, for the benchmarks where truth is
+    known."""
+
+    images: npt.NDArray[np.float32]
+    """(sample, band, row, col), as an artifact reads them."""
+    factors: Mapping[str, npt.NDArray[np.int64]]
+    shared: tuple[str, ...]
+    """The factors that the two images of a pair have in common; the others are their own."""
+    split: npt.NDArray[np.str_]

@@ -61,9 +61,16 @@ class CubePairs:
         seed: int,
         turn: bool = False,
         split: str = "train",
+        normalisation: Normalisation | None = None,
     ) -> None:
         self.cube = read_cube(path)
-        self.bands = tuple(bands or self.cube.bands)
+        self._given = normalisation
+        self.bands = tuple(bands or (normalisation.bands if normalisation else self.cube.bands))
+        if normalisation and self.bands != normalisation.bands:
+            raise DataError(
+                f"the bands {', '.join(self.bands)} are asked for, and the shared encoder reads "
+                f"{', '.join(normalisation.bands)}; leave data.bands out"
+            )
         self._band_index = band_indices(self.cube, self.bands)
         self._seed = seed
         self._turn = turn
@@ -85,7 +92,9 @@ class CubePairs:
 
     @cached_property
     def normalisation(self) -> Normalisation:
-        """Fitted on all dates of up to 1,024 places of this split, drawn by the seed."""
+        """As given, else fitted on all dates of up to 1,024 places of this split."""
+        if self._given:
+            return self._given
         rng = np.random.default_rng([self._seed, 0])
         count = min(_NORMALISATION_PATCHES, len(self.places))
         chosen = np.sort(rng.choice(len(self.places), count, replace=False))

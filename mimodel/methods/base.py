@@ -1,8 +1,9 @@
 """Training as a game of players: what the one loop asks of a method."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Generator, Tensor, nn
 
@@ -15,6 +16,21 @@ class Player:
 
     name: str
     parameters: Sequence[nn.Parameter]
+    learning_rate: float | None = None
+    """None: that of the run."""
+    steps: int = 1
+    """Moves in a step of the game."""
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What a method leaves behind for one kind of image."""
+
+    fields: Mapping[str, Any]
+    """Those fields of an `ArtifactSpec` that the method knows."""
+    state: Mapping[str, Tensor]
+    """Tensors under the names that they carry in an artifact."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
 
 class Method(nn.Module):
@@ -33,3 +49,7 @@ class Method(nn.Module):
 
         Whatever is random is drawn from `generator`, which is a function of seed and step.
         """
+
+    @abstractmethod
+    def learnt(self) -> Mapping[str, Learnt]:
+        """What is to be kept, by the name of its artifact's folder."""

@@ -1,21 +1,32 @@
-"""Stage 1 of Sanchez et al. 2019: the shared representation by cross mutual information."""
+"""Sanchez et al. 2019: the shared representation, then the exclusive one, by mutual information."""
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self, TypeVar, final
 
+import torch
 from jaxtyping import Float, Int64
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from mimodel.artifact import Artifact, Networks
 from mimodel.data.pairs import PairBatch
-from mimodel.methods.base import Method, Player
+from mimodel.methods.base import Learnt, Method, Player
 from mimodel.networks import (
+    Discriminator,
+    Encoded,
     Encoder,
     EncoderSpec,
     GlobalStatistics,
     LocalStatistics,
     StatisticsNetwork,
 )
-from mimodel.objectives import derangement, jsd_mutual_information, representation_distance
+from mimodel.objectives import (
+    AdversarialForm,
+    adversarial_term,
+    derangement,
+    discriminator_loss,
+    jsd_mutual_information,
+    representation_distance,
+)
 
 
 def pair_information(
@@ -35,22 +46,45 @@ def pair_information(
 
 
 @final
-class SharedStage(Method):
-    """Equations 5 to 7 with one encoder for both images (Tables 8, 9 and 10).
+class SharedNetworks(nn.Module):
+    """What the shared stage learns of one domain: an encoder and its two statistics networks."""
 
-    `switched` is the paper's switch of representations: X's feature map with Y's representation.
-    Without it ("non-SSR" in Table 6) each image informs its own, and nothing drives out what only
-    one of the two images has.
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.encoder = Encoder(spec)
+        self.global_statistics = GlobalStatistics(spec.feature_shape, spec.representation)
+        self.local_statistics = LocalStatistics(spec.feature_shape, spec.representation)
+
+
+@final
+class SharedStage(Method):
+    """Equations 5 to 7 (Tables 1 to 3, 8 to 10, 14 to 16).
+
+    `encoders` is 2 where X and Y are of two domains, each with networks of its own, and 1 where
+    they are of one and share them. `switched` is the paper's switch of representations: X's feature
+    map with Y's representation. Without it ("non-SSR" in Table 6) each image informs its own, and
+    nothing drives out what only one of the two images has.
     """
 
     def __init__(
-        self, spec: EncoderSpec, *, alpha: float, beta: float, gamma: float, switched: bool
+        self,
+        spec: EncoderSpec,
+        *,
+        alpha: float,
+        beta: float,
+        gamma: float,
+        switched: bool,
+        encoders: Literal[1, 2] = 1,
     ) -> None:
         super().__init__()
         self.alpha, self.beta, self.gamma, self.switched = alpha, beta, gamma, switched
-        self.encoder = Encoder(spec)
-        self.global_statistics = GlobalStatistics(spec)
-        self.local_statistics = LocalStatistics(spec)
+        self.x = SharedNetworks(spec)
+        self.own_y = SharedNetworks(spec) if encoders == 2 else None
+
+    @property
+    def y(self) -> SharedNetworks:
+        """The networks of the second image; those of the first where there is one domain."""
+        return self.own_y or self.x
 
     @property
     def players(self) -> Sequence[Player]:
@@ -59,20 +93,194 @@ class SharedStage(Method):
     def objective(
         self, player: Player, batch: PairBatch, generator: Generator
     ) -> dict[str, Tensor]:
-        c_x, s_x = self.encoder(batch.x)
-        c_y, s_y = self.encoder(batch.y)
+        c_x, s_x = self.x.encoder(batch.x)
+        c_y, s_y = self.y.encoder(batch.y)
         with_x, with_y = (s_y, s_x) if self.switched else (s_x, s_y)
         order = derangement(len(batch.x), generator)
-        information = {
-            name: pair_information(network, c_x, with_x, order)
-            + pair_information(network, c_y, with_y, order)
-            for name, network in (
-                ("global", self.global_statistics),
-                ("local", self.local_statistics),
-            )
-        }
+        global_ = pair_information(self.x.global_statistics, c_x, with_x, order) + pair_information(
+            self.y.global_statistics, c_y, with_y, order
+        )
+        local = pair_information(self.x.local_statistics, c_x, with_x, order) + pair_information(
+            self.y.local_statistics, c_y, with_y, order
+        )
         return {
-            "global": -self.alpha * information["global"],
-            "local": -self.beta * information["local"],
+            "global": -self.alpha * global_,
+            "local": -self.beta * local,
             "distance": self.gamma * representation_distance(s_x, s_y),
         }
+
+    def learnt(self) -> Mapping[str, Learnt]:
+        return {
+            name: Learnt(
+                {
+                    "encoder": networks.encoder.spec,
+                    "representations": {"shared": networks.encoder.spec.representation},
+                    "alpha": self.alpha,
+                    "beta": self.beta,
+                },
+                networks.state_dict(),
+            )
+            for name, networks in _by_artifact(self.x, self.own_y).items()
+        }
+
+
+@final
+class ExclusiveNetworks(nn.Module):
+    """What the exclusive stage learns of one domain, and the frozen shared encoder it reads."""
+
+    def __init__(self, shared: Artifact, representation: int) -> None:
+        super().__init__()
+        self.spec = shared.spec
+        self.frozen = Networks(shared.spec)
+        self.frozen.load_state_dict(shared.networks.state_dict())
+        self.frozen.requires_grad_(False)
+        spec = shared.spec.encoder.model_copy(update={"representation": representation})
+        channels, height, width = spec.feature_shape
+        both = spec.representation + shared.spec.encoder.representation
+        self.encoder = Encoder(spec)
+        self.global_statistics = GlobalStatistics((2 * channels, height, width), both)
+        self.local_statistics = LocalStatistics((2 * channels, height, width), both)
+        self.discriminator = Discriminator(shared.spec.encoder.representation, representation)
+
+    def train(self, mode: bool = True) -> Self:
+        """The shared encoder stays in eval mode: its BatchNorm statistics do not move."""
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def shared(self, images: Tensor) -> Encoded:
+        """C(x) and S of the frozen encoder."""
+        with torch.no_grad():
+            encoded: Encoded = self.frozen.encoder(images)
+        return encoded
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Those that raise the information; the discriminator's are another player's."""
+        parts = (self.encoder, self.global_statistics, self.local_statistics)
+        return [parameter for part in parts for parameter in part.parameters()]
+
+
+@final
+class ExclusiveStage(Method):
+    """Equations 8 to 10 (Tables 4 to 6, 11 to 13, 17 to 19), on frozen shared encoders.
+
+    Two players: the encoders with their statistics networks, which maximise the information of an
+    image and R = (S, E) while their (S, E) try to pass for pairs of two images; and the
+    discriminators, which tell these from (S, E of another image). The second moves on the
+    representations that the first has just made.
+
+    `shared` holds the artifacts of X and Y, or the one of both. `form`, `discriminator_steps` and
+    `discriminator_rate` are ours; the paper does not say.
+    """
+
+    def __init__(
+        self,
+        shared: Sequence[Artifact],
+        *,
+        representation: int,
+        alpha: float,
+        beta: float,
+        adversarial: float,
+        form: AdversarialForm,
+        discriminator_steps: int = 1,
+        discriminator_rate: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.alpha, self.beta, self.adversarial, self.form = alpha, beta, adversarial, form
+        self._discriminator_steps = discriminator_steps
+        self._discriminator_rate = discriminator_rate
+        networks = [ExclusiveNetworks(artifact, representation) for artifact in shared]
+        self.x = networks[0]
+        self.own_y = networks[1] if len(networks) == 2 else None
+        self._latest: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def y(self) -> ExclusiveNetworks:
+        """The networks of the second image; those of the first where there is one domain."""
+        return self.own_y or self.x
+
+    @property
+    def players(self) -> Sequence[Player]:
+        domains = [self.x, self.own_y] if self.own_y else [self.x]
+        return (
+            Player("encoder", [p for one in domains for p in one.encoder_parameters()]),
+            Player(
+                "discriminator",
+                [p for one in domains for p in one.discriminator.parameters()],
+                learning_rate=self._discriminator_rate,
+                steps=self._discriminator_steps,
+            ),
+        )
+
+    def objective(
+        self, player: Player, batch: PairBatch, generator: Generator
+    ) -> dict[str, Tensor]:
+        if player.name == "discriminator":
+            return {"discriminator": self._discrimination(generator)}
+        order = derangement(len(batch.x), generator)
+        self._latest = []
+        terms = [
+            self._information(networks, images, order)
+            for networks, images in ((self.x, batch.x), (self.y, batch.y))
+        ]
+        return {name: terms[0][name] + terms[1][name] for name in terms[0]}
+
+    def _information(
+        self, networks: ExclusiveNetworks, images: Tensor, order: Tensor
+    ) -> dict[str, Tensor]:
+        """One domain's half of equation 10, as terms to minimise."""
+        c_shared, s = networks.shared(images)
+        c_exclusive, e = networks.encoder(images)
+        c, r = torch.cat([c_shared, c_exclusive], 1), torch.cat([s, e], 1)
+        self._latest.append((s, e.detach()))
+        return {
+            "global": -self.alpha * pair_information(networks.global_statistics, c, r, order),
+            "local": -self.beta * pair_information(networks.local_statistics, c, r, order),
+            "adversarial": self.adversarial
+            * adversarial_term(networks.discriminator(s, e), self.form),
+        }
+
+    def _discrimination(self, generator: Generator) -> Tensor:
+        """Both discriminators' cross-entropy; real pairs have the E of another image."""
+        order = derangement(len(self._latest[0][0]), generator)
+        losses = [
+            discriminator_loss(
+                real=networks.discriminator(s, e[order]), fake=networks.discriminator(s, e)
+            )
+            for networks, (s, e) in zip((self.x, self.y), self._latest, strict=True)
+        ]
+        return losses[0] + losses[1]
+
+    def learnt(self) -> Mapping[str, Learnt]:
+        return {
+            name: _with_exclusive(networks)
+            for name, networks in _by_artifact(self.x, self.own_y).items()
+        }
+
+
+def _with_exclusive(networks: ExclusiveNetworks) -> Learnt:
+    """The shared artifact's content with the exclusive encoder beside it."""
+    fields = {name: getattr(networks.spec, name) for name in _KEPT}
+    fields["exclusive_encoder"] = networks.encoder.spec
+    fields["representations"] = {
+        "shared": networks.spec.encoder.representation,
+        "exclusive": networks.encoder.spec.representation,
+    }
+    exclusive = {f"exclusive_encoder.{k}": v for k, v in networks.encoder.state_dict().items()}
+    return Learnt(
+        fields,
+        {**networks.frozen.state_dict(), **exclusive},
+        {f"shared_{name}": networks.spec.provenance.get(name, "unknown") for name in _STAGE_1},
+    )
+
+
+_STAGE_1 = ("iterations", "batch_size", "seed", "commit")
+_KEPT = ("encoder", "alpha", "beta", "heads")
+
+
+_Networks = TypeVar("_Networks", SharedNetworks, ExclusiveNetworks)
+
+
+def _by_artifact(x: _Networks, own_y: _Networks | None) -> dict[str, _Networks]:
+    """The folder of each domain's artifact."""
+    return {"artifact": x} if own_y is None else {"artifact-x": x, "artifact-y": own_y}

@@ -35,7 +35,7 @@ def test_embedding_is_the_encoder_on_normalised_patches(
         np.array(v, np.float32) for v in ([0.1, 0.11, 0.12, 0.25], [0.05, 0.04, 0.03, 0.1])
     )
     x = torch.from_numpy((patches - mean[:, None, None]) / std[:, None, None])
-    expected = artifact.encoder(x).representation.detach().numpy()
+    expected = artifact.networks.encoder(x).representation.detach().numpy()
     ours = artifact.embed(patches)
     cosine = (
         (ours * expected).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(expected, axis=1)
@@ -93,7 +93,7 @@ def test_probabilities_are_the_softmax_of_the_head(artifact: Artifact, patches: 
     probabilities = artifact.classify(patches)
     assert probabilities.shape == (5, len(CLASSES))
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
-    logits = artifact.heads["cover"](torch.from_numpy(artifact.embed(patches))).numpy()
+    logits = artifact.networks.heads["cover"](torch.from_numpy(artifact.embed(patches))).numpy()
     np.testing.assert_allclose(np.diff(np.log(probabilities)), np.diff(logits), atol=1e-4)
 
 

@@ -38,9 +38,9 @@ def test_objective_is_equations_5_to_7(*, switched: bool) -> None:
     ours = torch.autograd.grad(sum(terms.values()), list(stage.parameters()))
 
     order = derangement(6, Generator().manual_seed(4))
-    (c_x, s_x), (c_y, s_y) = stage.encoder(batch.x), stage.encoder(batch.y)
+    (c_x, s_x), (c_y, s_y) = stage.x.encoder(batch.x), stage.x.encoder(batch.y)
     of_x, of_y = (s_y, s_x) if switched else (s_x, s_y)
-    g, t = stage.global_statistics, stage.local_statistics
+    g, t = stage.x.global_statistics, stage.x.local_statistics
     l_mi = 0.5 * (
         textbook.information(g, c_x, of_x, order) + textbook.information(g, c_y, of_y, order)
     ) + 1.0 * (
@@ -132,7 +132,7 @@ def test_training_keeps_the_place_and_only_unswitched_terms_keep_the_own_level()
             optimiser.step()
         batch, place, own = _toy_batch(10_000, size=1000)
         with torch.no_grad():
-            s = stage.eval().encoder(batch.x).representation
+            s = stage.eval().x.encoder(batch.x).representation
         accuracy[switched] = _separability(s, place), _separability(s, own)
     assert accuracy[True][0] > 0.95
     assert accuracy[False][1] > 0.95

@@ -26,7 +26,7 @@ from tests.mimodel import textbook
 def test_encoder_layers_have_the_shapes_of_the_table(
     image: tuple[int, int], shapes: list[tuple[int, int, int]]
 ) -> None:
-    spec = EncoderSpec.table8(4, image)
+    spec = EncoderSpec.for_images(4, image)
     encoder = Encoder(spec).eval()
     x = torch.zeros(1, 4, *image)
     seen, kinds = [], []
@@ -49,7 +49,7 @@ def test_encoder_layers_have_the_shapes_of_the_table(
 
 
 def test_the_feature_map_is_taken_after_normalisation_and_activation() -> None:
-    encoder = Encoder(EncoderSpec.table8(3)).eval()
+    encoder = Encoder(EncoderSpec.for_images(3)).eval()
     encoded = encoder(torch.randn(2, 3, 64, 64))
     assert (encoded.feature_map < 0).any()  # LeakyReLU, not ReLU
     torch.testing.assert_close(
@@ -58,7 +58,7 @@ def test_the_feature_map_is_taken_after_normalisation_and_activation() -> None:
 
 
 def test_global_statistics_network_has_the_layers_of_table_9() -> None:
-    network = GlobalStatistics(EncoderSpec.table8(4))
+    network = GlobalStatistics((512, 5, 5), 64)
     x = torch.zeros(2, 512, 5, 5)
     shapes = []
     for layer in network.convolutions:
@@ -77,7 +77,7 @@ def test_global_statistics_network_has_the_layers_of_table_9() -> None:
 
 
 def test_local_statistics_network_has_the_layers_of_table_10() -> None:
-    network = LocalStatistics(EncoderSpec.table8(4))
+    network = LocalStatistics((512, 5, 5), 64)
     # ShLConcat0 is 5 x 5 x 576.
     assert network.first.feature.weight.shape == (512, 512)
     assert network.first.representation.weight.shape == (512, 64)
@@ -98,7 +98,7 @@ def test_factored_networks_equal_tiled_and_concatenated_ones(
     kind: type[GlobalStatistics] | type[LocalStatistics],
 ) -> None:
     torch.manual_seed(5)
-    network = kind(EncoderSpec.table8(4)).double()
+    network = kind((512, 5, 5), 64).double()
     c = torch.randn(5, 512, 5, 5, dtype=torch.float64, requires_grad=True)
     z = torch.randn(5, 64, dtype=torch.float64, requires_grad=True)
     order = torch.tensor([1, 2, 3, 4, 0])
@@ -120,7 +120,7 @@ def test_factored_networks_equal_tiled_and_concatenated_ones(
 
 def test_first_layer_is_drawn_as_the_undivided_one_would_be() -> None:
     torch.manual_seed(0)
-    network = LocalStatistics(EncoderSpec.table8(4))
+    network = LocalStatistics((512, 5, 5), 64)
     bound = 1 / 576**0.5
     for parameter in network.first.parameters():
         assert parameter.abs().max() <= bound
@@ -140,7 +140,7 @@ def test_classifier_has_the_layers_of_table_7_and_gives_logits() -> None:
 
 
 def test_parameter_counts_follow_from_the_tables() -> None:
-    spec = EncoderSpec.table8(4)
+    spec = EncoderSpec.for_images(4)
     kernel = 16
     channels = [4, 64, 128, 256, 512]
     convolutions = sum(a * b * kernel for a, b in itertools.pairwise(channels))
@@ -148,6 +148,6 @@ def test_parameter_counts_follow_from_the_tables() -> None:
     assert sum(p.numel() for p in Encoder(spec).parameters()) == encoder
     head = 512 * 512 + 512 + 512 + 1
     global_ = (512 * 64 * 9 + 64) + (64 * 32 * 9 + 32) + (96 * 512 + 512) + head
-    assert sum(p.numel() for p in GlobalStatistics(spec).parameters()) == global_
+    assert sum(p.numel() for p in GlobalStatistics(spec.feature_shape, 64).parameters()) == global_
     local = 576 * 512 + 512 + head
-    assert sum(p.numel() for p in LocalStatistics(spec).parameters()) == local
+    assert sum(p.numel() for p in LocalStatistics(spec.feature_shape, 64).parameters()) == local

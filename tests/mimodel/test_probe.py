@@ -161,7 +161,7 @@ def test_a_probing_puts_the_classifier_into_the_artifact(artifact: Artifact) -> 
         report=lambda _: None,
     )
     assert probed.spec.heads["planted"].classes == data.classes
-    assert set(probed.heads) == {"cover", "planted"}
+    assert set(probed.networks.heads) == {"cover", "planted"}
     answers = probed.classify(data.reflectance[data.split == "test"], head="planted").argmax(1)
     scored = next(s for s in report.scores if (s.features, s.probe) == ("shared", "MLP (Table 7)"))
     expected = (answers == data.label[data.split == "test"]).mean()

@@ -18,9 +18,9 @@ def _image(height: int = 96, width: int = 80) -> np.ndarray:
 def _equation_5(artifact: Artifact, x: np.ndarray, y: np.ndarray) -> float:
     """One pair of patches, textbook networks in float32."""
     scaled = artifact.network_input(np.stack([x, y]), None)
-    c, s = artifact.encoder(scaled)
-    g = textbook.score(artifact.global_statistics, c, s.flip(0))
-    t = textbook.score(artifact.local_statistics, c, s.flip(0))
+    c, s = artifact.networks.encoder(scaled)
+    g = textbook.score(artifact.networks.global_statistics, c, s.flip(0))
+    t = textbook.score(artifact.networks.local_statistics, c, s.flip(0))
     return float(0.5 * -softplus(-g).sum() - softplus(-t).mean((1, 2)).sum())
 
 

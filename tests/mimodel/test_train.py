@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimodel.artifact import Artifact, HeadSpec
+from mimodel.artifact import Artifact, HeadSpec, Networks
 from mimodel.config import EuroSatConfig, RunConfig, SharedStageConfig, TrainingConfig
 from mimodel.errors import TrainingError
-from mimodel.networks import Classifier
 from mimodel.train import read_metrics, train
 from tests.mimodel.archives import write_archive
 
@@ -103,8 +102,11 @@ def test_a_finished_run_keeps_the_head_that_a_probe_added(
     plain = Artifact.load(folder / "artifact")
     head = HeadSpec(classes=("a", "b"), hidden=4)
     spec = plain.spec.model_copy(update={"heads": {"planted": head}})
-    probed = replace(plain, spec=spec, heads={"planted": Classifier(64, 2, 4).eval()})
-    digest = probed.save(folder / "artifact", "# Probed\n").digest
+    digest = (
+        replace(plain, spec=spec, networks=Networks(spec))
+        .save(folder / "artifact", "# Probed\n")
+        .digest
+    )
     result = train(_config(archive), folder, _ignore)
     assert result.finished
     assert result.figures["step"] == 5

@@ -1,0 +1,215 @@
+"""The exclusive stage: equations 8 to 10 by loops, who learns from what, and what stays frozen."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import softplus
+
+from mimodel.artifact import Artifact, ArtifactSpec, Networks, save_artifact
+from mimodel.config import (
+    EuroSatConfig,
+    ExclusiveStageConfig,
+    RunConfig,
+    SharedStageConfig,
+    TrainingConfig,
+)
+from mimodel.data.pairs import PairBatch
+from mimodel.errors import ConfigError, InputError
+from mimodel.methods.infomax import ExclusiveNetworks, ExclusiveStage
+from mimodel.networks import ConvSpec, EncoderSpec
+from mimodel.normalisation import Normalisation
+from mimodel.objectives import AdversarialForm, derangement
+from mimodel.train import train
+from tests.mimodel import textbook
+from tests.mimodel.archives import write_archive
+
+PAIRS = 5
+ALPHA, BETA, ADVERSARIAL = 0.5, 1.0, 0.05
+
+
+def _shared(folder: Path, seed: int) -> Artifact:
+    torch.manual_seed(seed)
+    spec = ArtifactSpec(
+        name="shared",
+        encoder=EncoderSpec(
+            in_channels=2,
+            image_size=(16, 16),
+            convolutions=(
+                ConvSpec(channels=8, kernel=4, stride=2, batch_norm=False),
+                ConvSpec(channels=16, kernel=3, stride=1),
+            ),
+            representation=6,
+        ),
+        normalisation=Normalisation(bands=("a", "b"), mean=(0, 0), std=(1, 1)),
+        representations={"shared": 6},
+        alpha=ALPHA,
+        beta=BETA,
+    )
+    networks = Networks(spec)
+    # BatchNorm that would notice if its statistics moved or the batch's were used.
+    for module in networks.encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return save_artifact(folder, spec, networks.state_dict(), "# Shared\n")
+
+
+def _stage(
+    folder: Path, domains: int = 2, form: AdversarialForm = "non-saturating"
+) -> ExclusiveStage:
+    shared = [_shared(folder / str(domain), domain) for domain in range(domains)]
+    torch.manual_seed(11)
+    stage = ExclusiveStage(
+        shared,
+        representation=3,
+        alpha=ALPHA,
+        beta=BETA,
+        adversarial=ADVERSARIAL,
+        form=form,
+    )
+    return stage.double().train()
+
+
+def _batch() -> PairBatch:
+    torch.manual_seed(3)
+    return PairBatch(*torch.randn(2, PAIRS, 2, 16, 16, dtype=torch.float64))
+
+
+def _encoded(networks: ExclusiveNetworks, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(maps of both encoders, S, E); the shared encoder in eval mode, without gradients."""
+    with torch.no_grad():
+        c_shared, s = networks.frozen.encoder.eval()(images)
+    c_exclusive, e = networks.encoder(images)
+    return torch.cat([c_shared, c_exclusive], 1), s, e
+
+
+def _equation_8(networks: ExclusiveNetworks, c: Tensor, s: Tensor, e: Tensor) -> Tensor:
+    """alpha L_global(X, R_X) + beta L_local(X, R_X), one image and one position after another."""
+    r = torch.cat([s, e], 1)
+    order = derangement(PAIRS, Generator().manual_seed(4)).tolist()
+    total = torch.zeros((), dtype=torch.float64)
+    for network, weight in ((networks.global_statistics, ALPHA), (networks.local_statistics, BETA)):
+        joint, product = [], []
+        for one in range(PAIRS):
+            other = order[one]
+            assert other != one
+            joint.append(textbook.score(network, c[one : one + 1], r[one : one + 1]))
+            product.append(textbook.score(network, c[one : one + 1], r[other : other + 1]))
+        j, p = torch.stack(joint), torch.stack(product)
+        total = total + weight * ((-softplus(-j)).mean() - softplus(p).mean())
+    return total
+
+
+@pytest.mark.parametrize("domains", [1, 2])
+@pytest.mark.parametrize("form", ["non-saturating", "saturating"])
+def test_the_encoder_minimises_equation_10(
+    tmp_path: Path, domains: int, form: AdversarialForm
+) -> None:
+    stage, batch = _stage(tmp_path, domains, form), _batch()
+    terms = stage.objective(stage.players[0], batch, Generator().manual_seed(4))
+    ours = sum(terms.values())
+
+    expected = torch.zeros((), dtype=torch.float64)
+    for networks, images in ((stage.x, batch.x), (stage.y, batch.y)):
+        c, s, e = _encoded(networks, images)
+        fake = networks.discriminator(s, e).sigmoid()
+        adversarial = -fake.log().mean() if form == "non-saturating" else (1 - fake).log().mean()
+        expected = expected - _equation_8(networks, c, s, e) + ADVERSARIAL * adversarial
+    torch.testing.assert_close(ours, expected, atol=1e-9, rtol=1e-9)
+
+    parameters = list(stage.players[0].parameters)
+    mine, theirs = torch.autograd.grad(ours, parameters), torch.autograd.grad(expected, parameters)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+        assert other.abs().max() > 0
+
+
+def test_the_discriminator_maximises_equation_9_with_e_of_another_image(tmp_path: Path) -> None:
+    stage, batch = _stage(tmp_path), _batch()
+    encoder, discriminator = stage.players
+    stage.objective(encoder, batch, Generator().manual_seed(4))
+    (loss,) = stage.objective(discriminator, batch, Generator().manual_seed(7)).values()
+
+    order = derangement(PAIRS, Generator().manual_seed(7)).tolist()
+    equation_9 = torch.zeros((), dtype=torch.float64)
+    for networks, images in ((stage.x, batch.x), (stage.y, batch.y)):
+        _, s, e = _encoded(networks, images)
+        for one in range(PAIRS):
+            own, other = e[one : one + 1].detach(), e[order[one] : order[one] + 1].detach()
+            real = networks.discriminator(s[one : one + 1], other).sigmoid()
+            fake = networks.discriminator(s[one : one + 1], own).sigmoid()
+            equation_9 = equation_9 + (real.log() + (1 - fake).log()).sum() / PAIRS
+    torch.testing.assert_close(loss, -equation_9, atol=1e-9, rtol=1e-9)
+
+
+def test_each_player_moves_its_own_parameters_and_none_the_shared_encoder(tmp_path: Path) -> None:
+    stage, batch = _stage(tmp_path), _batch()
+    encoder, discriminator = stage.players
+    frozen = {id(p) for one in (stage.x, stage.y) for p in one.frozen.parameters()}
+    sets = [{id(p) for p in player.parameters} for player in (encoder, discriminator)]
+    assert not sets[0] & sets[1]
+    assert sets[0] | sets[1] | frozen == {id(p) for p in stage.parameters()}
+    assert not frozen & (sets[0] | sets[1])
+
+    terms = stage.objective(encoder, batch, Generator().manual_seed(4))
+    first = stage.x.encoder.convolutions[0].weight
+    # The adversarial term reaches the exclusive encoder through the discriminator.
+    (gradient,) = torch.autograd.grad(terms["adversarial"], first, retain_graph=True)
+    assert gradient.abs().max() > 0
+    statistics = list(stage.x.global_statistics.parameters())
+    unused = torch.autograd.grad(
+        terms["adversarial"], statistics, retain_graph=True, allow_unused=True
+    )
+    assert all(gradient is None for gradient in unused)
+    # The discriminator's loss ends at the representations.
+    loss = stage.objective(discriminator, batch, Generator())["discriminator"]
+    (none,) = torch.autograd.grad(loss, [first], allow_unused=True)
+    assert none is None
+
+
+def _run(folder: Path, archive: Path, method: object, **training: object) -> RunConfig:
+    fields = {"iterations": 3, "batch_size": 2, "log_every": 1, "threads": 1, **training}
+    return RunConfig.model_validate(
+        {
+            "data": EuroSatConfig(name="eurosat", archive=archive),
+            "method": method,
+            "training": TrainingConfig.model_validate(fields),
+        }
+    )
+
+
+def test_after_training_the_shared_encoder_is_the_same_bit_by_bit(tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "images.tar", range(1, 301, 100))
+    first = _run(tmp_path, archive, SharedStageConfig(name="infomax-shared"))
+    train(first, tmp_path / "shared", lambda *_: None)
+    method = ExclusiveStageConfig(
+        name="infomax-exclusive", shared=tmp_path / "shared", representation=8
+    )
+    train(_run(tmp_path, archive, method), tmp_path / "exclusive", lambda *_: None)
+
+    before = Artifact.load(tmp_path / "shared" / "artifact")
+    after = Artifact.load(tmp_path / "exclusive" / "artifact")
+    kept = after.networks.state_dict()
+    for name, tensor in before.networks.state_dict().items():
+        assert torch.equal(kept[name], tensor), name  # BatchNorm buffers included
+    assert after.spec.normalisation == before.spec.normalisation
+    assert after.spec.representations == {"shared": 64, "exclusive": 8}
+    assert after.spec.provenance["shared_iterations"] == "3"
+
+    patches = np.random.default_rng(0).uniform(0, 0.3, (3, 3, 64, 64)).astype(np.float32)
+    np.testing.assert_array_equal(after.embed(patches), before.embed(patches))
+    exclusive = after.embed(patches, representation="exclusive")
+    assert exclusive.shape == (3, 8)
+    assert np.ptp(exclusive, axis=0).max() > 0
+    with pytest.raises(InputError, match="no representation 'exclusive'; it has: shared"):
+        before.embed(patches, representation="exclusive")
+
+
+def test_a_shared_encoder_of_other_images_is_an_error(tmp_path: Path) -> None:
+    _shared(tmp_path / "artifact", 0)
+    method = ExclusiveStageConfig(name="infomax-exclusive", shared=tmp_path)
+    with pytest.raises(ConfigError, match="train the shared stage on the same data first"):
+        method.build(4, (64, 64))

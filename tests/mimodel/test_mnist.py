@@ -1,0 +1,129 @@
+"""Colored-MNIST: what a pair shares and what it does not, on made digits and on the real ones."""
+
+import gzip
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mimodel.data import mnist
+from mimodel.data.mnist import COLOURS, ColoredMnistPairs, coloured, labelled_mnist, read_digits
+from mimodel.errors import DataError
+
+
+def _made(folder: Path, monkeypatch: pytest.MonkeyPatch, per_class: int = 6) -> Path:
+    """Four idx files whose pixels say class and row, with the digests that the reader expects."""
+    digests = {}
+    for split, count in (("train", per_class), ("t10k", 2)):
+        label = np.random.default_rng(1).permutation(
+            np.repeat(np.arange(10, dtype=np.uint8), count)
+        )
+        grey = np.zeros((len(label), 28, 28), np.uint8)
+        grey[:, 4:24, 4:24] = (10 * label + 60)[:, None, None]
+        grey[:, 10, 10] = np.arange(len(label))
+        bodies = {
+            f"{split}-images-idx3-ubyte": struct.pack(">4i", 2051, len(label), 28, 28)
+            + grey.tobytes(),
+            f"{split}-labels-idx1-ubyte": struct.pack(">2i", 2049, len(label)) + label.tobytes(),
+        }
+        for name, body in bodies.items():
+            (folder / f"{name}.gz").write_bytes(gzip.compress(body))
+            digests[name] = hashlib.md5(body, usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(mnist, "FILES", digests)
+    return folder
+
+
+def test_twelve_hues_are_evenly_spaced_and_none_is_repeated() -> None:
+    import colorsys
+
+    hues = sorted(colorsys.rgb_to_hsv(*colour)[0] * 12 for colour in COLOURS.tolist())
+    np.testing.assert_allclose(hues, np.arange(12), atol=0.02)
+
+
+def test_only_ground_or_only_ink_has_the_colour() -> None:
+    grey = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    grey[0, 5, 5] = 255
+    red = torch.tensor([0])
+    ground, ink = coloured(grey, red, "x")[0], coloured(grey, red, "y")[0]
+    assert ground[:, 5, 5].tolist() == [1, 1, 1]
+    assert ground[:, 0, 0].tolist() == [1, 0, 0]
+    assert ink[:, 5, 5].tolist() == [1, 0, 0]
+    assert ink[:, 0, 0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("same_image", [False, True])
+def test_pairs_share_the_class_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_image: bool
+) -> None:
+    pairs = ColoredMnistPairs(_made(tmp_path, monkeypatch), same_image=same_image, seed=0)
+    seen = []
+    for step in range(60):
+        batch = pairs.batch(step, 32)
+        x, y = batch.x / 2 + 0.5, batch.y / 2 + 0.5
+        # In every hue some channel is 0 and some is 1: the ink is X's least, Y's greatest channel.
+        ink_x, ink_y = x.min(1).values, y.max(1).values
+        classes = [((ink[:, 6, 6] * 255 - 60) / 10).round().long() for ink in (ink_x, ink_y)]
+        rows = [(ink[:, 10, 10] * 255).round().long() for ink in (ink_x, ink_y)]
+        colours = [
+            (picture[:, None] - COLOURS).abs().sum(2).argmin(1)
+            for picture in (x[:, :, 0, 0], y[:, :, 6, 6] / ink_y[:, None, 6, 6])
+        ]
+        assert torch.equal(classes[0], classes[1])
+        assert torch.equal(rows[0], rows[1]) == same_image
+        if not same_image:
+            assert (rows[0] != rows[1]).all()
+        seen.append(torch.stack([classes[0], *rows, *colours], 1))
+    table = torch.cat(seen)
+    if not same_image:  # each of the five other images of a class, about equally often
+        for row in range(60):
+            partners = table[table[:, 1] == row, 2].unique(return_counts=True)[1]
+            assert len(partners) == 5
+    # 144 pairs of colours, 1920 draws: independent and uniform by a chi-square of 143 degrees.
+    counts = torch.bincount(table[:, 3] * 12 + table[:, 4], minlength=144).double()
+    expected = counts.sum() / 144
+    assert ((counts - expected) ** 2 / expected).sum() < 210
+
+
+def test_a_batch_is_a_function_of_seed_and_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _made(tmp_path, monkeypatch)
+    first, again, other = (
+        ColoredMnistPairs(folder, same_image=False, seed=seed) for seed in (0, 0, 1)
+    )
+    assert torch.equal(first.batch(5, 8).x, again.batch(5, 8).x)
+    assert not torch.equal(first.batch(5, 8).x, first.batch(6, 8).x)
+    assert not torch.equal(first.batch(5, 8).x, other.batch(5, 8).x)
+
+
+def test_labelled_images_carry_the_factors_that_made_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = labelled_mnist(_made(tmp_path, monkeypatch), "x", seed=0)
+    assert data.images.shape == (80, 3, 28, 28)
+    assert (data.split == "train").sum() == 60
+    assert data.shared == ("digit",)
+    np.testing.assert_array_equal(
+        data.images[:, :, 0, 0], COLOURS[torch.from_numpy(data.factors["background colour"])]
+    )
+    ink = data.images.min(1)[:, 6, 6] * 255
+    np.testing.assert_allclose(ink, 10 * data.factors["digit"] + 60, atol=0.01)
+
+
+def test_missing_and_other_files_are_errors_that_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="mimodel data mnist --to"):
+        read_digits(tmp_path, "train")
+    for name in mnist.FILES:
+        (tmp_path / name).write_bytes(b"not a digit")
+    with pytest.raises(DataError, match="MD5"):
+        read_digits(tmp_path, "train")
+
+
+@pytest.mark.realdata
+def test_real_digits_are_read_from_their_files(crossmi_data: Path) -> None:
+    digits = read_digits(crossmi_data / "mnist", "t10k")
+    assert digits.count.tolist() == [980, 1135, 1032, 1010, 982, 892, 1028, 974, 1009, 1009]
+    assert digits.label[digits.first].tolist() == list(range(10))
