@@ -125,5 +125,5 @@ def test_missing_and_other_files_are_errors_that_say_what_to_do(tmp_path: Path) 
 @pytest.mark.realdata
 def test_real_digits_are_read_from_their_files(crossmi_data: Path) -> None:
     digits = read_digits(crossmi_data / "mnist", "t10k")
-    assert digits.count.tolist() == [980, 1135, 1032, 1010, 982, 892, 1028, 974, 1009, 1009]
+    assert digits.count.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert digits.label[digits.first].tolist() == list(range(10))
