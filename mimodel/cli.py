@@ -1,11 +1,12 @@
-"""The command `mimodel`: train, probe, info."""
+"""The command `mimodel`: train, probe, leakage, reproduce, data, info."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +20,13 @@ app = typer.Typer(
 )
 
 _SECONDS_BETWEEN_LINES = 15
+DOMAINS: tuple[Literal["x", "y"], ...] = ("x", "y")
+
+
+class DataName(StrEnum):
+    """Benchmark data sets that can be fetched."""
+
+    MNIST = "mnist"
 
 
 @app.command(
@@ -108,6 +116,107 @@ def probe(
         saved = probed.save(artifact, model_card(probed.spec, report.to_markdown()))
         typer.echo(report.to_markdown())
         typer.echo(f"{out}: figures; {artifact} is now {saved.id} with the head {head!r}")
+
+
+@app.command(
+    epilog="Example: mimodel leakage runs/mnist/exclusive --mnist mnist "
+    "--out runs/mnist/exclusive/leakage"
+)
+def leakage(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of colored-MNIST.")],
+    mnist: Annotated[Path, typer.Option(help="Folder of MNIST's files.")],
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")],
+    iterations: Annotated[int, typer.Option(min=1, help="Steps of the MLP of Table 7.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Draws colours and initial weights.")] = 0,
+) -> None:
+    """Read every factor from every representation: what each knows, and what has leaked.
+
+    The factors of a benchmark are known: digit and colour, of each of the two domains.
+    """
+    with _one_sentence():
+        from mimodel.artifact import Artifact
+        from mimodel.data.mnist import labelled_mnist
+        from mimodel.leakage import leakage as read
+        from mimodel.leakage import write_matrices
+
+        out.mkdir(parents=True, exist_ok=True)
+        matrices = [
+            read(
+                Artifact.load(run_folder / f"artifact-{domain}"),
+                labelled_mnist(mnist, domain, seed=seed),
+                iterations=iterations,
+                seed=seed,
+                report=typer.echo,
+            )
+            for domain in DOMAINS
+        ]
+        write_matrices(matrices, out)
+        for matrix in matrices:
+            typer.echo(matrix.to_markdown())
+        typer.echo(f"{out}: figures")
+
+
+@app.command(epilog="Example: mimodel reproduce mnist --data mnist --out runs/mnist --seeds 3")
+def reproduce(
+    study: Annotated[DataName, typer.Argument(help="Which experiment of the paper.")],  # noqa: ARG001
+    folder: Annotated[Path, typer.Option("--data", help="Folder of the data set's files.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs and report.")],
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Of the shared stage; the paper's if unset.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with a seed.")] = 1,
+    config: Annotated[
+        list[Path] | None, typer.Option(help="YAML file that makes a variant; repeatable.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override any field; repeatable."),
+    ] = None,
+    configs: Annotated[Path, typer.Option(help="Folder of the configurations.")] = Path("configs"),
+    classifier_iterations: Annotated[
+        int, typer.Option(min=1, help="Steps of the MLP of Table 7.")
+    ] = 10_000,
+) -> None:
+    """Repeat an experiment of the paper: both stages, every factor, one page.
+
+    Fetches the data where they are missing. Ctrl-C stops; the same command goes on.
+    """
+    with _one_sentence():
+        from mimodel.data.fetch import fetch_mnist
+        from mimodel.reproduce import Settings, reproduce_mnist
+
+        fetch_mnist(folder, typer.echo)
+        page = reproduce_mnist(
+            folder,
+            out,
+            Settings(
+                configs=configs,
+                extra=config or (),
+                overrides=set_ or (),
+                iterations=iterations,
+                seeds=seeds,
+                classifier_iterations=classifier_iterations,
+            ),
+            training=_plain_lines,
+            report=typer.echo,
+        )
+        if page is None:
+            typer.echo(f"{out}: stopped. The same command continues.", err=True)
+            raise typer.Exit(130)
+        typer.echo(page.read_text())
+        typer.echo(f"{page}: the report")
+
+
+@app.command(epilog="Example: mimodel data mnist --to mnist")
+def data(
+    name: Annotated[DataName, typer.Argument(help="Which data set.")],
+    to: Annotated[Path, typer.Option(help="Folder for its files.")],
+) -> None:
+    """Fetch a benchmark data set and verify it; what is there already is kept."""
+    with _one_sentence():
+        from mimodel.data.fetch import FETCHERS
+
+        FETCHERS[name.value](to, typer.echo)
 
 
 @app.command(epilog="Example: mimodel info runs/shared/artifact")

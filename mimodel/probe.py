@@ -13,18 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from mimodel.artifact import Artifact, HeadSpec, Networks, frozen
 from mimodel.data.pairs import LabelledPatches
 from mimodel.errors import DataError
 from mimodel.networks import Classifier
-
-Features = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
+from mimodel.readouts import Features, Labels, bootstrap_interval, read_out, standardised
 
 PERCENTILES = (10, 25, 50, 75, 90)
-_BOOTSTRAPS = 2000
 _NEIGHBOURS = 5
 
 
@@ -107,19 +103,20 @@ def probe(
     classifier: Classifier | None = None
     for name, values in features.items():
         report(f"probing {name}")
-        scaled = _standardised(values, train)
-        answers = {
-            "kNN (5)": _nearest_neighbours(scaled[train], data.label[train], scaled[test]),
-            "linear": _linear(scaled[train], data.label[train], scaled[test]),
-        }
-        network = fit_classifier(
-            values[train], data.label[train], len(data.classes), iterations=iterations, seed=seed
+        read = read_out(
+            values,
+            data.label,
+            train,
+            test,
+            classes=len(data.classes),
+            neighbours=(_NEIGHBOURS,),
+            iterations=iterations,
+            seed=seed,
         )
-        classifier = classifier or network
-        answers["MLP (Table 7)"] = _answers(network, values[test])
+        classifier = classifier or read.classifier
         scores += [
             _score(kind, name, np.equal(answer, data.label[test]), data.place[test])
-            for kind, answer in answers.items()
+            for kind, answer in read.answers.items()
         ]
     assert classifier is not None
     shares = np.bincount(data.label[train])
@@ -148,40 +145,6 @@ def image_statistics(reflectance: npt.NDArray[np.float32]) -> Features:
     parts = [np.nanmean(pixels, -1), np.nanstd(pixels, -1)]
     parts += list(np.nanpercentile(pixels, PERCENTILES, axis=-1))
     return np.concatenate(parts, axis=1).astype(np.float32)
-
-
-def fit_classifier(
-    features: Features,
-    labels: Labels,
-    classes: int,
-    *,
-    iterations: int,
-    seed: int,
-    hidden: int = 32,
-) -> Classifier:
-    """The classifier of Table 7, trained as supplement 1.4 says: Adam 1e-4, batches of 64.
-
-    Features are standardised for training; the standardisation is then folded into the first
-    layer, so that the network returned reads the features as they are.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    mean, std = features.mean(0), _spread(features)
-    x, y = torch.from_numpy((features - mean) / std), torch.from_numpy(labels)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = Classifier(features.shape[1], classes, hidden)
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
-    for _ in range(iterations):
-        chosen = torch.randint(len(x), (min(64, len(x)),), generator=generator)
-        optimiser.zero_grad()
-        cross_entropy(network(x[chosen]), y[chosen]).backward()
-        optimiser.step()
-    first = network.layers[0]
-    assert isinstance(first, nn.Linear)
-    with torch.no_grad():
-        first.weight /= torch.from_numpy(std)
-        first.bias.sub_(first.weight @ torch.from_numpy(mean))
-    return network.eval().requires_grad_(False)
 
 
 def retrieval_scores(
@@ -255,7 +218,7 @@ def retrieval_looks(data: LabelledPatches, seed: int) -> RetrievalLooks:
 
 def unit_features(values: Features, data: LabelledPatches) -> Features:
     """Test features standardised by the training split, at length one."""
-    return _unit(_standardised(values, data.split == "train")[data.split == "test"])
+    return _unit(standardised(values, data.split == "train")[data.split == "test"])
 
 
 def write_report(report: ProbeReport, folder: Path) -> None:
@@ -320,58 +283,9 @@ def feature_sets(artifact: Artifact, data: LabelledPatches) -> dict[str, Feature
     }
 
 
-def _nearest_neighbours(x: Features, y: Labels, test: Features) -> Labels:
-    from sklearn.neighbors import KNeighborsClassifier
-
-    neighbours = min(_NEIGHBOURS, len(x))
-    answers: Labels = KNeighborsClassifier(neighbours).fit(x, y).predict(test)
-    return answers
-
-
-def _linear(x: Features, y: Labels, test: Features) -> Labels:
-    from sklearn.linear_model import LogisticRegression
-
-    answers: Labels = LogisticRegression(max_iter=2000).fit(x, y).predict(test)
-    return answers
-
-
-def _answers(network: Classifier, features: Features) -> Labels:
-    with torch.inference_mode():
-        answers: Labels = network(torch.from_numpy(features)).argmax(1).numpy()
-    return answers
-
-
 def _score(probe_name: str, features: str, right: npt.NDArray[np.bool_], place: Labels) -> Score:
     low, high = bootstrap_interval(right, place)
     return Score(probe_name, features, float(right.mean()), low, high)
-
-
-def bootstrap_interval(
-    right: npt.NDArray[np.bool_], place: Labels, seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of the share of right answers, by resampling whole places.
-
-    Looks at one place at several dates are not independent, so places are what is drawn.
-    """
-    _, index = np.unique(place, return_inverse=True)
-    hits, counts = np.bincount(index, right), np.bincount(index)
-    drawn = np.random.default_rng(seed).integers(len(counts), size=(_BOOTSTRAPS, len(counts)))
-    shares = hits[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.percentile(shares, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def _standardised(values: Features, train: npt.NDArray[np.bool_]) -> Features:
-    """Mean 0 and deviation 1 over the training samples."""
-    scaled: Features = (values - values[train].mean(0)) / _spread(values[train])
-    return scaled
-
-
-def _spread(values: Features) -> Features:
-    """Deviation of each feature, never so small beside its mean that rounding is what is left."""
-    floor = 1e-3 * np.abs(values.mean(0)) + 1e-6
-    spread: Features = np.maximum(values.std(0), floor).astype(np.float32)
-    return spread
 
 
 def _unit(values: Features) -> Features:

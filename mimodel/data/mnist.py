@@ -38,7 +38,7 @@ HUES: Mapping[str, tuple[int, int, int]] = {
 COLOURS = torch.tensor(list(HUES.values()), dtype=torch.float32) / 255
 """(12, 3), red green blue from 0 to 1."""
 
-FILES: Mapping[str, str] = {
+FILES: dict[str, str] = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
@@ -149,8 +149,24 @@ def _normalised(images: Float[Tensor, "batch 3 28 28"]) -> Float[Tensor, "batch 
     return torch.from_numpy(NORMALISATION(images.numpy()))
 
 
+def missing_files(folder: Path) -> list[str]:
+    """Those of MNIST's files that are not in `folder`, or are not what they should be."""
+    missing = []
+    for name in FILES:
+        try:
+            _verified(folder, name)
+        except DataError:
+            missing.append(name)
+    return missing
+
+
 def _read(folder: Path, name: str, header: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """The body of an idx file of bytes; its digest stands for the checks of its header."""
+    return np.frombuffer(_verified(folder, name), np.uint8, offset=header)
+
+
+def _verified(folder: Path, name: str) -> bytes:
+    """Content of a file, compressed or not, whose digest is the one that MNIST's has."""
     plain, packed = folder / name, folder / f"{name}.gz"
     try:
         data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
@@ -161,4 +177,4 @@ def _read(folder: Path, name: str, header: int) -> np.ndarray[tuple[int], np.dty
         ) from error
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != FILES[name]:
         raise DataError(f"{plain} is not MNIST's file of that name: its MD5 is another")
-    return np.frombuffer(data, np.uint8, offset=header)
+    return data

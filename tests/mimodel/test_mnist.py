@@ -1,8 +1,5 @@
 """Colored-MNIST: what a pair shares and what it does not, on made digits and on the real ones."""
 
-import gzip
-import hashlib
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +9,7 @@ import torch
 from mimodel.data import mnist
 from mimodel.data.mnist import COLOURS, ColoredMnistPairs, coloured, labelled_mnist, read_digits
 from mimodel.errors import DataError
-
-
-def _made(folder: Path, monkeypatch: pytest.MonkeyPatch, per_class: int = 6) -> Path:
-    """Four idx files whose pixels say class and row, with the digests that the reader expects."""
-    digests = {}
-    for split, count in (("train", per_class), ("t10k", 2)):
-        label = np.random.default_rng(1).permutation(
-            np.repeat(np.arange(10, dtype=np.uint8), count)
-        )
-        grey = np.zeros((len(label), 28, 28), np.uint8)
-        grey[:, 4:24, 4:24] = (10 * label + 60)[:, None, None]
-        grey[:, 10, 10] = np.arange(len(label))
-        bodies = {
-            f"{split}-images-idx3-ubyte": struct.pack(">4i", 2051, len(label), 28, 28)
-            + grey.tobytes(),
-            f"{split}-labels-idx1-ubyte": struct.pack(">2i", 2049, len(label)) + label.tobytes(),
-        }
-        for name, body in bodies.items():
-            (folder / f"{name}.gz").write_bytes(gzip.compress(body))
-            digests[name] = hashlib.md5(body, usedforsecurity=False).hexdigest()
-    monkeypatch.setattr(mnist, "FILES", digests)
-    return folder
+from tests.mimodel.made_digits import write_digits
 
 
 def test_twelve_hues_are_evenly_spaced_and_none_is_repeated() -> None:
@@ -58,7 +34,7 @@ def test_only_ground_or_only_ink_has_the_colour() -> None:
 def test_pairs_share_the_class_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_image: bool
 ) -> None:
-    pairs = ColoredMnistPairs(_made(tmp_path, monkeypatch), same_image=same_image, seed=0)
+    pairs = ColoredMnistPairs(write_digits(tmp_path, monkeypatch), same_image=same_image, seed=0)
     seen = []
     for step in range(60):
         batch = pairs.batch(step, 32)
@@ -90,7 +66,7 @@ def test_pairs_share_the_class_and_nothing_else(
 def test_a_batch_is_a_function_of_seed_and_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = _made(tmp_path, monkeypatch)
+    folder = write_digits(tmp_path, monkeypatch)
     first, again, other = (
         ColoredMnistPairs(folder, same_image=False, seed=seed) for seed in (0, 0, 1)
     )
@@ -102,7 +78,7 @@ def test_a_batch_is_a_function_of_seed_and_step(
 def test_labelled_images_carry_the_factors_that_made_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = labelled_mnist(_made(tmp_path, monkeypatch), "x", seed=0)
+    data = labelled_mnist(write_digits(tmp_path, monkeypatch), "x", seed=0)
     assert data.images.shape == (80, 3, 28, 28)
     assert (data.split == "train").sum() == 60
     assert data.shared == ("digit",)

@@ -11,15 +11,14 @@ from mimodel.artifact import Artifact
 from mimodel.data.pairs import LabelledPatches
 from mimodel.errors import DataError
 from mimodel.probe import (
-    bootstrap_interval,
     draw_retrieval,
     feature_sets,
-    fit_classifier,
     image_statistics,
     probe,
     retrieval_looks,
     retrieval_scores,
 )
+from mimodel.readouts import bootstrap_interval, fit_classifier
 
 
 def _clusters(count: int, *, planted: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,101 @@
+"""The leakage matrix on representations whose content is known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mimodel.data.pairs import LabelledImages
+from mimodel.errors import DataError
+from mimodel.leakage import LeakageMatrix, Reading, leakage_matrix, write_matrices
+from mimodel.readouts import MLP, Features
+
+SAMPLES, TRAIN = 3000, 2000
+
+
+def _data(rng: np.random.Generator) -> LabelledImages:
+    return LabelledImages(
+        images=np.zeros((SAMPLES, 1, 2, 2), np.float32),
+        factors={"digit": rng.integers(10, size=SAMPLES), "colour": rng.integers(12, size=SAMPLES)},
+        shared=("digit",),
+        split=np.repeat(["train", "test"], [TRAIN, SAMPLES - TRAIN]),
+    )
+
+
+def _planted(labels: np.ndarray, rng: np.random.Generator) -> Features:
+    """A random direction for each class, with noise."""
+    centres = rng.normal(size=(labels.max() + 1, 8)) * 6
+    values: Features = (centres[labels] + rng.normal(size=(SAMPLES, 8))).astype(np.float32)
+    return values
+
+
+def _matrix(
+    features: dict[str, Features], data: LabelledImages
+) -> dict[tuple[str, str, str], float]:
+    matrix = leakage_matrix("made", features, data, iterations=1200, seed=0, report=lambda _: None)
+    return {(one.representation, one.factor, one.probe): one.accuracy for one in matrix.readings}
+
+
+def test_a_factor_is_read_where_it_was_planted_and_nowhere_else() -> None:
+    rng = np.random.default_rng(0)
+    data = _data(rng)
+    features = {
+        "shared": _planted(data.factors["digit"], rng),
+        "exclusive": _planted(data.factors["colour"], rng),
+    }
+    accuracy = _matrix(features, data)
+    for probe in ("kNN (1)", "kNN (5)", "linear", MLP):
+        assert accuracy["shared", "digit", probe] > 0.95, probe
+        assert accuracy["exclusive", "colour", probe] > 0.95, probe
+        assert accuracy["shared", "colour", probe] == pytest.approx(1 / 12, abs=0.035), probe
+        assert accuracy["exclusive", "digit", probe] == pytest.approx(1 / 10, abs=0.035), probe
+
+
+def test_noise_and_shuffled_labels_give_chance() -> None:
+    rng = np.random.default_rng(1)
+    data = _data(rng)
+    planted = _planted(data.factors["digit"], rng)
+    features = {
+        "shared": rng.normal(size=(SAMPLES, 8)).astype(np.float32),
+        "exclusive": planted[rng.permutation(SAMPLES)],
+    }
+    for (_, factor, probe), accuracy in _matrix(features, data).items():
+        chance = {"digit": 1 / 10, "colour": 1 / 12}[factor]
+        # Three standard deviations of 1000 answers at chance.
+        assert accuracy == pytest.approx(chance, abs=0.03), (factor, probe)
+
+
+def _reading(representation: str, factor: str, accuracy: float, ideal: float) -> Reading:
+    return Reading(representation, factor, MLP, accuracy, accuracy, accuracy, 1 / 12, ideal)
+
+
+def test_distance_to_the_ideal_is_the_papers() -> None:
+    """Table 1, S_X: digit 94.48, background 8.22 against 100 and 8.33 is 0.0563."""
+    matrix = LeakageMatrix(
+        "paper",
+        60000,
+        10000,
+        (
+            _reading("shared", "digit", 0.9448, 1.0),
+            _reading("shared", "background colour", 0.0822, 1 / 12),
+        ),
+    )
+    assert matrix.distance_to_ideal("shared") == pytest.approx(0.0563, abs=1e-4)
+
+
+def test_figures_are_written_for_people_and_for_programs(tmp_path: Path) -> None:
+    matrix = LeakageMatrix("made", 2, 1, (_reading("shared", "digit", 0.5, 1.0),))
+    write_matrices([matrix], tmp_path / "out")
+    (stored,) = json.loads((tmp_path / "out" / "leakage.json").read_text())
+    assert stored["readings"][0]["accuracy"] == 0.5
+    text = (tmp_path / "out" / "leakage.md").read_text()
+    assert "| shared | MLP (Table 7) | 50.00 (50.0 – 50.0) | 0.5000 |" in text
+    assert "| shared | *ideal* | 100.00 | 0 |" in text
+
+
+def test_one_split_alone_is_an_error() -> None:
+    data = _data(np.random.default_rng(0))
+    data.split[:] = "train"
+    with pytest.raises(DataError, match="both are needed"):
+        leakage_matrix("made", {}, data, iterations=1, seed=0, report=lambda _: None)

@@ -1,0 +1,122 @@
+"""A study from its files to its page; the fetching of its files."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mimodel.artifact import Artifact
+from mimodel.cli import app
+from mimodel.config import load_config
+from mimodel.data import fetch, mnist
+from mimodel.errors import DataError
+from tests.mimodel.made_digits import write_digits
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def _reproduce(data: Path, out: Path, *more: str) -> str:
+    # fmt: off
+    arguments = [
+        "reproduce", "mnist", "--data", str(data), "--out", str(out), "--configs", str(CONFIGS),
+        "--iterations", "5", "--classifier-iterations", "10", "--set", "training.batch_size=4",
+        "--set", "training.threads=1", *more,
+    ]
+    # fmt: on
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_study_goes_from_digits_to_a_page_and_makes_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = tmp_path / "digits", tmp_path / "study"
+    data.mkdir()
+    write_digits(data, monkeypatch)
+    _reproduce(data, out, "--set", "exclusive:method.adversarial=0.2")
+    page = (out / "report.md").read_text()
+    assert "5 iterations of the shared and 1 of the exclusive stage" in page
+    assert "Variant: training.batch_size=4, training.threads=1, exclusive:" in page
+    for row in (
+        "| X | shared | digit | 100.00 | 94.48 |",
+        "| Y | exclusive | digit | 10.00 | 13.75",
+    ):
+        assert row in page
+    assert (out / "seed-0/shared/curves.png").exists()
+    assert "adversarial: 0.2" in (out / "seed-0/exclusive/config.yaml").read_text()
+
+    stage_1, stage_2 = (
+        Artifact.load(out / "seed-0" / stage / "artifact-y") for stage in ("shared", "exclusive")
+    )
+    kept = stage_2.networks.state_dict()
+    for name, tensor in stage_1.networks.state_dict().items():
+        assert torch.equal(kept[name], tensor), name
+    times = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    assert len(times) == 4
+    again = _reproduce(data, out, "--set", "exclusive:method.adversarial=0.2")
+    assert "reading digit from" not in again  # no classifier is fitted a second time
+    assert times == {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+
+
+def test_the_paper_is_what_the_configurations_say() -> None:
+    """Supplement 1.1, typed from there."""
+    data = CONFIGS / "data" / "colored-mnist.yaml"
+    more = ["data.folder=x"]
+    shared = load_config([data, CONFIGS / "method" / "colored-mnist-shared.yaml"], more)
+    exclusive = load_config(
+        [data, CONFIGS / "method" / "colored-mnist-exclusive.yaml"], [*more, "method.shared=y"]
+    )
+    for config, iterations in ((shared, 50_000), (exclusive, 10_000)):
+        training = config.training
+        assert (training.iterations, training.batch_size) == (iterations, 64)
+        assert (training.learning_rate, training.betas) == (1e-4, (0.9, 0.999))
+        assert training.decay == "none"
+    assert shared.method.model_dump(exclude={"name", "switched"}) == {
+        "alpha": 0.5, "beta": 1.0, "gamma": 0.1, "representation": 64, "encoders": 2,
+    }  # fmt: skip
+    stated = exclusive.method.model_dump(include={"alpha", "beta", "adversarial", "representation"})
+    assert stated == {"alpha": 0.5, "beta": 1.0, "adversarial": 0.05, "representation": 8}
+
+
+def test_files_that_are_there_are_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(fetch, "_WAYS", {})
+    fetch.fetch_mnist(write_digits(tmp_path, monkeypatch), said.append)
+    assert said == [f"{tmp_path} has MNIST already, verified"]
+
+
+def test_what_comes_is_verified_and_a_second_way_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    write_digits(source, monkeypatch)
+
+    def forged(scratch: Path) -> None:
+        for name in mnist.FILES:
+            (scratch / name).write_bytes(b"forged")
+
+    def broken(scratch: Path) -> None:
+        raise OSError("no network")
+
+    def good(scratch: Path) -> None:
+        import gzip
+
+        for name in mnist.FILES:
+            packed = (source / f"{name}.gz").read_bytes()
+            (scratch / name).write_bytes(gzip.decompress(packed))
+
+    monkeypatch.setattr(fetch, "_WAYS", {"a forger": forged, "a cut line": broken})
+    with pytest.raises(DataError, match=r"a forger: .* not MNIST's; a cut line: no network"):
+        fetch.fetch_mnist(out, lambda _: None)
+    assert mnist.missing_files(out) == list(mnist.FILES)
+    monkeypatch.setattr(fetch, "_WAYS", {"a forger": forged, "a friend": good})
+    fetch.fetch_mnist(out, lambda _: None)
+    assert mnist.missing_files(out) == []
+    assert sorted(file.name for file in out.iterdir()) == sorted(mnist.FILES)
+    shutil.rmtree(out)
