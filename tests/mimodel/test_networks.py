@@ -8,6 +8,7 @@ from torch import nn
 
 from mimodel.networks import (
     Classifier,
+    Discriminator,
     Encoder,
     EncoderSpec,
     GlobalStatistics,
@@ -17,14 +18,15 @@ from tests.mimodel import textbook
 
 
 @pytest.mark.parametrize(
-    ("image", "shapes"),
+    ("image", "shapes", "flat"),
     [
-        ((64, 64), [(64, 61, 61), (128, 29, 29), (256, 13, 13), (512, 5, 5)]),  # Table 8
-        ((64, 256), [(64, 61, 253), (128, 29, 125), (256, 13, 61), (512, 5, 29)]),  # Table 14
+        ((28, 28), [(64, 25, 25), (128, 11, 11), (256, 4, 4)], 4096),  # Table 1
+        ((64, 64), [(64, 61, 61), (128, 29, 29), (256, 13, 13), (512, 5, 5)], 12800),  # Table 8
+        ((64, 256), [(64, 61, 253), (128, 29, 125), (256, 13, 61), (512, 5, 29)], 74240),  # 14
     ],
 )
 def test_encoder_layers_have_the_shapes_of_the_table(
-    image: tuple[int, int], shapes: list[tuple[int, int, int]]
+    image: tuple[int, int], shapes: list[tuple[int, int, int]], flat: int
 ) -> None:
     spec = EncoderSpec.for_images(4, image)
     encoder = Encoder(spec).eval()
@@ -39,13 +41,11 @@ def test_encoder_layers_have_the_shapes_of_the_table(
     assert seen == shapes
     assert spec.feature_shape == shapes[-1]
     block = [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU]
-    assert kinds == [nn.Conv2d, nn.LeakyReLU, *block, *block, *block]
+    assert kinds == [nn.Conv2d, nn.LeakyReLU, *block * (len(shapes) - 1)]
     convolutions = [layer for layer in encoder.convolutions if isinstance(layer, nn.Conv2d)]
-    assert [layer.kernel_size for layer in convolutions] == [(4, 4)] * 4
-    assert [layer.stride for layer in convolutions] == [(1, 1), (2, 2), (2, 2), (2, 2)]
-    flat = shapes[-1][0] * shapes[-1][1] * shapes[-1][2]
-    assert encoder.output.weight.shape == (64, flat)  # Flat0: 12800 and 74240
-    assert flat == {64: 12800, 256: 74240}[image[1]]
+    assert [layer.kernel_size for layer in convolutions] == [(4, 4)] * len(shapes)
+    assert [layer.stride for layer in convolutions] == [(1, 1), *[(2, 2)] * (len(shapes) - 1)]
+    assert encoder.output.weight.shape == (64, flat)
 
 
 def test_the_feature_map_is_taken_after_normalisation_and_activation() -> None:
@@ -57,34 +57,105 @@ def test_the_feature_map_is_taken_after_normalisation_and_activation() -> None:
     )
 
 
-def test_global_statistics_network_has_the_layers_of_table_9() -> None:
-    network = GlobalStatistics((512, 5, 5), 64)
-    x = torch.zeros(2, 512, 5, 5)
-    shapes = []
+@pytest.mark.parametrize(
+    ("features", "representation", "convolved", "flat", "concatenated"),
+    [
+        ((256, 4, 4), 64, [], 4096, 4160),  # Table 2
+        ((512, 4, 4), 72, [], 8192, 8264),  # Table 4
+        ((512, 5, 5), 64, [(64, 3, 3), (32, 1, 1)], 32, 96),  # Table 9
+        ((1024, 5, 5), 128, [(64, 3, 3), (32, 1, 1)], 32, 160),  # Table 11
+        ((512, 5, 29), 64, [(64, 3, 27), (32, 1, 25)], 800, 864),  # Table 15
+        ((1024, 5, 29), 128, [(64, 3, 27), (32, 1, 25)], 800, 928),  # Table 17
+    ],
+)
+def test_global_statistics_networks_have_the_layers_of_their_tables(
+    features: tuple[int, int, int],
+    representation: int,
+    convolved: list[tuple[int, int, int]],
+    flat: int,
+    concatenated: int,
+) -> None:
+    network = GlobalStatistics(features, representation)
+    x = torch.zeros(2, *features)
+    shapes, kinds = [], []
     for layer in network.convolutions:
         x = layer(x)
-        shapes.append((type(layer), tuple(x.shape[1:])))
-    assert shapes == [
-        (nn.Conv2d, (64, 3, 3)),
-        (nn.ReLU, (64, 3, 3)),
-        (nn.Conv2d, (32, 1, 1)),
-        (nn.Flatten, (32,)),
+        kinds.append(type(layer))
+        if isinstance(layer, nn.Conv2d):
+            shapes.append(tuple(x.shape[1:]))
+    assert shapes == convolved
+    assert kinds == [*[nn.Conv2d, nn.ReLU, nn.Conv2d][: 3 * bool(convolved)], nn.Flatten]
+    assert x.shape[1:] == (flat,)
+    assert network.first.feature.weight.shape == (512, flat)
+    assert network.first.representation.weight.shape == (512, representation)
+    assert flat + representation == concatenated
+    _assert_dense_head(network.head)
+
+
+@pytest.mark.parametrize(
+    ("features", "representation", "stacked"),
+    [
+        ((256, 4, 4), 64, 320),  # Table 3
+        ((512, 4, 4), 72, 584),  # Table 5
+        ((512, 5, 5), 64, 576),  # Table 10
+        ((1024, 5, 5), 128, 1152),  # Table 12
+        ((512, 5, 29), 64, 576),  # Table 16
+        ((1024, 5, 29), 128, 1152),  # Table 18
+    ],
+)
+def test_local_statistics_networks_have_the_layers_of_their_tables(
+    features: tuple[int, int, int], representation: int, stacked: int
+) -> None:
+    network = LocalStatistics(features, representation)
+    channels, height, width = features
+    assert network.first.feature.weight.shape == (512, channels)
+    assert network.first.representation.weight.shape == (512, representation)
+    assert channels + representation == stacked
+    _assert_dense_head(network.head)
+    side = network.feature_side(torch.zeros(2, *features))
+    scores = network.score(side, network.representation_side(torch.zeros(2, representation)))
+    assert scores.shape == (2, height * width)
+
+
+@pytest.mark.parametrize(("exclusive", "concatenated"), [(8, 72), (64, 128)])
+def test_discriminators_have_the_layers_of_tables_6_13_and_19(
+    exclusive: int, concatenated: int
+) -> None:
+    network = Discriminator(64, exclusive)
+    kinds = [type(layer) for layer in network.hidden]
+    assert kinds == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU]
+    shapes = [tuple(p.shape) for name, p in network.named_parameters() if "weight" in name]
+    assert shapes == [(1000, concatenated), (200, 1000), (1, 200)]
+    s, e = torch.randn(5, 64), torch.randn(5, exclusive)
+    assert network(s, e).shape == (5,)
+    assert not torch.equal(network(s, e), network(s, e.flip(0)))
+
+
+@pytest.mark.parametrize(
+    ("image", "exclusive", "encoders", "millions"),
+    [
+        # Counted for a textbook's networks; ours have no bias before BatchNorm.
+        ((28, 28), 0, 2, 7.5),
+        ((28, 28), 8, 2, 12.1),
+        ((64, 64), 0, 1, 4.8),
+        ((64, 64), 64, 1, 5.7),
+    ],
+)
+def test_a_stage_has_as_many_parameters_as_a_textbooks(
+    image: tuple[int, int], exclusive: int, encoders: int, millions: float
+) -> None:
+    spec = EncoderSpec.for_images(3, image, exclusive or 64)
+    channels, height, width = spec.feature_shape
+    both = 2 if exclusive else 1
+    parts: list[nn.Module] = [
+        Encoder(spec),
+        GlobalStatistics((both * channels, height, width), 64 + exclusive),
+        LocalStatistics((both * channels, height, width), 64 + exclusive),
     ]
-    # ShGConcat0 is 32 + 64 = 96 wide.
-    assert network.first.feature.weight.shape == (512, 32)
-    assert network.first.representation.weight.shape == (512, 64)
-    _assert_dense_head(network.head)
-
-
-def test_local_statistics_network_has_the_layers_of_table_10() -> None:
-    network = LocalStatistics((512, 5, 5), 64)
-    # ShLConcat0 is 5 x 5 x 576.
-    assert network.first.feature.weight.shape == (512, 512)
-    assert network.first.representation.weight.shape == (512, 64)
-    _assert_dense_head(network.head)
-    side = network.feature_side(torch.zeros(2, 512, 5, 5))
-    scores = network.score(side, network.representation_side(torch.zeros(2, 64)))
-    assert scores.shape == (2, 25)
+    if exclusive:
+        parts.append(Discriminator(64, exclusive))
+    count = encoders * sum(p.numel() for part in parts for p in part.parameters())
+    assert count / 1e6 == pytest.approx(millions, abs=0.06)
 
 
 def _assert_dense_head(head: nn.Sequential) -> None:
