@@ -104,6 +104,7 @@ class ColoredMnistPairs:
         return {
             "data": f"colored-MNIST, {len(self._digits.label)} training images, pairs of {which}",
             "data_digest": FILES["train-images-idx3-ubyte"],
+            "pixels": "colours from 0 to 1",
         }
 
     def batch(self, step: int, size: int) -> PairBatch:
