@@ -249,6 +249,13 @@ class Artifact:
             encoded: Encoded = encoder(images)
             return encoded
 
+    def representation_digest(self) -> str:
+        """SHA-256 of what makes the shared representation; heads and names do not count."""
+        digest = hashlib.sha256(self.spec.normalisation.model_dump_json().encode())
+        for name, tensor in sorted(self.networks.encoder.state_dict().items()):
+            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def save(self, folder: Path, card: str) -> "Artifact":
         """Write the artifact with `card` as its model card; `folder` is replaced as a whole."""
         return save_artifact(folder, self.spec, self.networks.state_dict(), card)

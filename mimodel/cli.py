@@ -57,7 +57,8 @@ def train(
         if not result.finished:
             typer.echo(f"{out}: stopped after {took}. The same command continues.", err=True)
             raise typer.Exit(130)
-        typer.echo(f"{out / 'artifact'}: {took}; curves in {out / 'curves.png'}")
+        made = " and ".join(str(artifact) for artifact in result.artifacts)
+        typer.echo(f"{made}: {took}; curves in {out / 'curves.png'}")
 
 
 @app.command(

@@ -85,7 +85,9 @@ class ColoredMnistConfig(_Model):
     def open(self, seed: int, normalisation: Normalisation | None = None) -> PairSource:
         from mimodel.data.mnist import ColoredMnistPairs
 
-        return ColoredMnistPairs(self.folder, same_image=self.same_image, seed=seed)
+        return ColoredMnistPairs(
+            self.folder, same_image=self.same_image, seed=seed, normalisation=normalisation
+        )
 
 
 class SharedStageConfig(_Model):
@@ -161,9 +163,23 @@ class ExclusiveStageConfig(_Model):
         )
 
     def _artifacts(self) -> list[Artifact]:
-        single = self.shared / "artifact"
-        folders = [single] if single.exists() else [self.shared / f"artifact-{d}" for d in "xy"]
-        return [Artifact.load(folder) for folder in folders]
+        """The shared stage's: one, or that of X and that of Y."""
+        names = (["artifact"], ["artifact-x", "artifact-y"])
+        whole = [group for group in names if all((self.shared / name).exists() for name in group)]
+        if not whole:
+            raise ConfigError(
+                f"{self.shared} holds no artifact of a finished run of the shared stage; "
+                "method.shared is the run folder that `mimodel train --out` named"
+            )
+        artifacts = [Artifact.load(self.shared / name) for name in whole[0]]
+        first = artifacts[0].spec
+        if any(artifact.spec.exclusive_encoder for artifact in artifacts):
+            raise ConfigError(
+                f"{self.shared} is a run of the exclusive stage; name the run of the shared stage"
+            )
+        if any(artifact.spec.normalisation != first.normalisation for artifact in artifacts):
+            raise ConfigError(f"the artifacts of X and Y in {self.shared} are of different runs")
+        return artifacts
 
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]

@@ -42,6 +42,10 @@ class LeakageMatrix:
     artifact: str
     train_samples: int
     test_samples: int
+    iterations: int
+    """Steps of the classifier of Table 7."""
+    seed: int
+    """Of the classifiers."""
     readings: tuple[Reading, ...]
 
     def distance_to_ideal(self, representation: str, probe: str = MLP) -> float:
@@ -59,8 +63,8 @@ class LeakageMatrix:
         cells = {(one.representation, one.probe, one.factor): one for one in self.readings}
         lines = [
             f"Artifact `{self.artifact}`; {self.train_samples} training and {self.test_samples} "
-            "test images. Accuracy in %, with 95 % bootstrap intervals; the last column is the L1 "
-            "distance to the ideal.",
+            f"test images; {self.iterations} steps of the MLP. Accuracy in %, with 95 % bootstrap "
+            "intervals; the last column is the L1 distance to the ideal.",
             "",
             f"| representation | probe | {' | '.join(factors)} | distance |",
             f"|---|---|{'--:|' * len(factors)}--:|",
@@ -138,7 +142,7 @@ def leakage_matrix(
                         ideal=1.0 if wanted else 1 / classes,
                     )
                 )
-    return LeakageMatrix(name, int(train.sum()), int(test.sum()), tuple(readings))
+    return LeakageMatrix(name, int(train.sum()), int(test.sum()), iterations, seed, tuple(readings))
 
 
 def write_matrices(matrices: Sequence[LeakageMatrix], folder: Path) -> None:
@@ -153,12 +157,12 @@ def read_matrices(folder: Path) -> tuple[LeakageMatrix, ...]:
     """What `write_matrices` wrote into `folder`; nothing where there is nothing whole."""
     try:
         figures = json.loads((folder / "leakage.json").read_text())
-    except (OSError, ValueError):
+        return tuple(
+            LeakageMatrix(**{**one, "readings": tuple(Reading(**each) for each in one["readings"])})
+            for one in figures
+        )
+    except (OSError, ValueError, TypeError, KeyError):
         return ()
-    return tuple(
-        LeakageMatrix(**{**one, "readings": tuple(Reading(**each) for each in one["readings"])})
-        for one in figures
-    )
 
 
 def _cell(one: Reading) -> str:

@@ -44,10 +44,12 @@ AdversarialForm = Literal["non-saturating", "saturating"]
 
 
 def adversarial_term(fake: Float[Tensor, " batch"], form: AdversarialForm) -> Float[Tensor, ""]:
-    """What the exclusive encoder minimises of equation 9, given D's logits of its pairs (S, E).
+    """What the exclusive encoder minimises, given the logits of D on its pairs (S, E).
 
-    "saturating" is the equation: E log(1 - D(S, E)). "non-saturating", -E log D(S, E), has the same
-    fixed point and a gradient where the discriminator is sure (Goodfellow et al. 2014).
+    "saturating" is the second term of equation 9, E log(1 - D(S, E)). "non-saturating",
+    -E log D(S, E), has the same fixed point and a gradient where the discriminator is sure
+    (Goodfellow et al. 2014). The equation's first term, on shuffled pairs, depends on E as well; it
+    is left to the discriminator in both, as is usual.
     """
     fake = _at_least_single(fake)
     return -softplus(fake).mean() if form == "saturating" else softplus(-fake).mean()

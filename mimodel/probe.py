@@ -277,7 +277,10 @@ def feature_sets(artifact: Artifact, data: LabelledPatches) -> dict[str, Feature
         torch.manual_seed(0)
         blank = Artifact(artifact.spec, artifact.digest, frozen(Networks(artifact.spec)))
     return {
-        "shared": artifact.embed(data.reflectance),
+        **{
+            name: artifact.embed(data.reflectance, representation=name)
+            for name in artifact.spec.representations
+        },
         "image statistics": image_statistics(data.reflectance),
         "untrained encoder": blank.embed(data.reflectance),
     }

@@ -8,20 +8,18 @@
 The same command goes on where it was stopped and makes nothing twice.
 """
 
-import os
-import platform
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mimodel.artifact import Artifact
 from mimodel.config import RunConfig, load_config
 from mimodel.data.mnist import labelled_mnist
+from mimodel.errors import ConfigError
 from mimodel.leakage import LeakageMatrix, leakage, read_matrices, write_matrices
-from mimodel.networks import inference_dtype
 from mimodel.readouts import MLP
 from mimodel.train import Report, TrainingResult, train
 
@@ -38,6 +36,7 @@ PAPER_MNIST: Mapping[tuple[Domain, str, str], float] = {
 }
 """Tables 1 and 2 of the paper: test accuracy in %, by the classifier of Table 7."""
 
+_OF_THE_STUDY = ("data.folder", "training.seed", "method.shared", "method.encoders")
 _STAGES = ("shared", "exclusive")
 _EXCLUSIVE_SHARE = 5
 """Supplement 1.1: 50,000 iterations of the shared stage, a fifth of that of the exclusive one."""
@@ -95,15 +94,21 @@ def _stage(settings: Settings, stage: str, data: Path, folder: Path, seed: int) 
         settings.configs / "method" / f"colored-mnist-{stage}.yaml",
         *settings.extra,
     ]
-    overrides = [f"data.folder={data}", f"training.seed={seed}"]
+    overrides = []
     for override in settings.overrides:
         of_stage, colon, setting = override.partition(":")
         if not colon or of_stage not in _STAGES:
             overrides.append(override)
         elif of_stage == stage:
             overrides.append(setting)
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in _OF_THE_STUDY:
+            raise ConfigError(f"{key} is the study's own; it cannot be set")
+    # JSON is YAML, and keeps a path a string whatever it looks like.
+    overrides += [f"data.folder={json.dumps(str(data))}", f"training.seed={seed}"]
     if stage == "exclusive":
-        overrides.append(f"method.shared={folder / 'shared'}")
+        overrides.append(f"method.shared={json.dumps(str(folder / 'shared'))}")
     if settings.iterations:
         share = 1 if stage == "shared" else _EXCLUSIVE_SHARE
         overrides.append(f"training.iterations={max(1, settings.iterations // share)}")
@@ -116,7 +121,8 @@ def _matrices(
     """The leakage matrices of both domains, read anew only where the artifacts are others."""
     artifacts = {d: Artifact.load(folder / "exclusive" / f"artifact-{d}") for d in ("x", "y")}
     kept = read_matrices(folder / "leakage")
-    if [matrix.artifact for matrix in kept] == [artifact.id for artifact in artifacts.values()]:
+    wanted = [(one.id, settings.classifier_iterations, seed) for one in artifacts.values()]
+    if [(one.artifact, one.iterations, one.seed) for one in kept] == wanted:
         return kept
     matrices = tuple(
         leakage(
@@ -150,9 +156,10 @@ def _page(
             f"(the paper: 50,000 and 10,000), {settings.seeds} seeds, {hours:.1f} hours of "
             f"training.{variant}",
             "",
-            _machine(),
+            _machine(Artifact.load(out / "seed-0" / "exclusive" / "artifact-x")),
             "",
-            "Test accuracy in % by the classifier of Table 7; ours is the mean over the seeds, "
+            f"Test accuracy in % by the classifier of Table 7 ({settings.classifier_iterations} "
+            "steps; the paper: 10,000); ours is the mean over the seeds, "
             "with the least and the greatest.",
             "",
             "| domain | representation | factor | ideal | paper | ours | linear | kNN (5) |",
@@ -218,11 +225,9 @@ def _distances(matrices: Sequence[Sequence[LeakageMatrix]]) -> list[str]:
     return lines
 
 
-def _machine() -> str:
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = str(inference_dtype(device)).removeprefix("torch.")
+def _machine(artifact: Artifact) -> str:
+    said = artifact.spec.provenance
     return (
-        f"Machine: {os.cpu_count()} processors ({platform.machine()}), {accelerator}; "
-        f"{precision}; torch {torch.__version__}, Python {platform.python_version()}."
+        f"Trained on {said['device']} in {said['precision']}, torch {said['torch']}, commit "
+        f"{said['commit']}."
     )

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import pickle
+import platform
 import signal
 import subprocess
 import time
@@ -34,7 +35,7 @@ from torch import Generator, Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mimodel.artifact import ArtifactSpec, save_artifact
-from mimodel.config import RunConfig, TrainingConfig, dump_config
+from mimodel.config import RunConfig, TrainingConfig, dump_config, load_config
 from mimodel.data.pairs import PairBatch, PairSource, prefetched
 from mimodel.errors import TrainingError
 from mimodel.methods.base import Method, Player
@@ -54,6 +55,8 @@ class TrainingResult:
     figures: Mapping[str, float]
     seconds: float
     """Time spent in the loop over all sessions of the run."""
+    artifacts: Sequence[Path] = ()
+    """What a finished run has made, one for each kind of image."""
 
 
 def train(config: RunConfig, folder: Path, report: Report) -> TrainingResult:
@@ -61,17 +64,20 @@ def train(config: RunConfig, folder: Path, report: Report) -> TrainingResult:
 
     SIGINT and SIGTERM stop it after the step in hand, with a checkpoint; `finished` is then False.
     """
-    _claim(config, folder)
+    _check_folder(config, folder)
     settings = config.training
     if settings.threads:
         torch.set_num_threads(settings.threads)
     source = config.data.open(settings.seed, config.method.normalisation())
     run = _Run.start(config, source)
+    # Only now: a wrong path in the configuration leaves no folder that belongs to it.
+    _claim(config, folder)
     run.resume(folder)
-    if run.over and all((folder / name).exists() for name in run.method.learnt()):
+    artifacts = tuple(folder / name for name in run.method.learnt())
+    if run.over and all(artifact.exists() for artifact in artifacts):
         # A head that a probe has put into the artifact would be lost.
         latest = (read_metrics(folder / "metrics.jsonl") or [{}])[-1]
-        return TrainingResult(folder, run.step, True, latest, run.seconds)
+        return TrainingResult(folder, run.step, True, latest, run.seconds, artifacts)
     with _MetricsFile(folder, run.step) as metrics, _stop_signals() as stop:
         steps = range(run.step, run.step if run.over else settings.iterations)
         for batch in prefetched(source, steps, settings.batch_size):
@@ -85,9 +91,9 @@ def train(config: RunConfig, folder: Path, report: Report) -> TrainingResult:
                 break
             if stop.requested:
                 return TrainingResult(folder, run.step, False, metrics.latest, run.seconds)
-    _write_artifacts(config, source, run, folder)
     draw_curves(folder / "metrics.jsonl", folder / "curves.png")
-    return TrainingResult(folder, run.step, True, metrics.latest, run.seconds)
+    _write_artifacts(config, source, run, folder)
+    return TrainingResult(folder, run.step, True, metrics.latest, run.seconds, artifacts)
 
 
 @final
@@ -101,7 +107,7 @@ class _Run:
     device: torch.device
     autocast: torch.dtype
     data: Mapping[str, str]
-    """What the pairs are; a run does not go on with others."""
+    """What the pairs are and what the method stands on; a run does not go on with others."""
     step: int = 0
     seconds: float = 0.0
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -126,7 +132,8 @@ class _Run:
         ]
         precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}
         dtype = precision.get(settings.precision) or inference_dtype(device)
-        return cls(settings, method.train(), optimisers, device, dtype, source.description)
+        data = {**source.description, **method.description}
+        return cls(settings, method.train(), optimisers, device, dtype, data)
 
     def advance(self, batch: PairBatch) -> None:
         """One step of every player."""
@@ -158,7 +165,14 @@ class _Run:
         return self.done >= 1
 
     def figures(self) -> dict[str, float]:
-        """Mean of each term since the last call; a term that is not finite ends the run."""
+        """Mean of each term since the last call; "total" is what the first player minimises."""
+        means = self._means()
+        self.sums, self.summed = {}, 0
+        others = {player.name for player in self.method.players[1:]}
+        return {**means, "total": sum(v for name, v in means.items() if name not in others)}
+
+    def _means(self) -> dict[str, float]:
+        """Means of the terms since the last figures; one that is not finite ends the run."""
         means = {name: float(total) / self.summed for name, total in self.sums.items()}
         for name, mean in means.items():
             if not np.isfinite(mean):
@@ -167,8 +181,7 @@ class _Run:
                     f"{self.step}; the checkpoint before is kept. Try precision float32 or a lower "
                     "learning rate"
                 )
-        self.sums, self.summed = {}, 0
-        return {**means, "total": sum(means.values())}
+        return means
 
     def resume(self, folder: Path) -> None:
         """Take over the state of the folder's checkpoint, if it has one."""
@@ -177,6 +190,7 @@ class _Run:
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
+            self._check_data(state["data"], folder)
             self.method.load_state_dict(state["method"])
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
@@ -184,16 +198,22 @@ class _Run:
             raise TrainingError(
                 f"cannot continue from {path}, which is damaged; remove it to start the run anew"
             ) from error
-        if state.get("data", self.data) != self.data:
-            raise TrainingError(
-                f"the data of {folder} have changed since its checkpoint: {self.data}, not "
-                f"{state['data']}; bring them back, or choose another --out"
-            )
         self.step, self.seconds = state["step"], state["seconds"]
         self.sums, self.summed = state["sums"], state["summed"]
 
+    def _check_data(self, data: Mapping[str, str], folder: Path) -> None:
+        changed = [key for key in {**data, **self.data} if data.get(key) != self.data.get(key)]
+        if changed:
+            said = "; ".join(f"{key}: {data.get(key)}, now {self.data.get(key)}" for key in changed)
+            raise TrainingError(
+                f"the data of {folder}, or the shared encoder under it, have changed since its "
+                f"checkpoint ({said}); bring them back, or choose another --out"
+            )
+
     def save(self, folder: Path) -> None:
-        """Write the checkpoint; a kill in the middle leaves the one before."""
+        """Write the checkpoint; a kill in the middle, or a term that is not finite, leaves the one
+        before."""
+        self._means()
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -292,20 +312,29 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     plt.close(figure)
 
 
-def _claim(config: RunConfig, folder: Path) -> None:
-    """Make the run folder, or check that it belongs to the same configuration."""
-    text = dump_config(config)
+def _check_folder(config: RunConfig, folder: Path) -> None:
+    """Refuse a folder that belongs to another configuration."""
     path = folder / "config.yaml"
-    if path.exists() and path.read_text() != text:
+    if path.exists() and load_config([path]) != config:
         raise TrainingError(
             f"{folder} holds a run of another configuration ({path}); choose another --out, or "
             "remove the folder to start anew"
         )
+
+
+def _claim(config: RunConfig, folder: Path) -> None:
+    """Make the run folder, with its configuration in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        (folder / "config.yaml").write_text(dump_config(config))
     except OSError as error:
         raise TrainingError(f"cannot write the run folder {folder}: {error}") from error
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
 
 
 def _device(settings: TrainingConfig) -> torch.device:
@@ -347,7 +376,7 @@ def _write_artifacts(config: RunConfig, source: PairSource, run: _Run, folder: P
             name=folder.name,
             normalisation=source.normalisation,
             provenance={
-                **source.description,
+                **run.data,
                 **learnt.provenance,
                 "iterations": str(run.step),
                 "batch_size": str(config.training.batch_size),
@@ -355,6 +384,8 @@ def _write_artifacts(config: RunConfig, source: PairSource, run: _Run, folder: P
                 "commit": _commit(),
                 "crossmi": version("crossmi"),
                 "torch": str(torch.__version__),
+                "device": _device_name(run.device),
+                "precision": str(run.autocast).removeprefix("torch."),
             },
             **learnt.fields,
         )

@@ -119,6 +119,11 @@ class EuroSatPairs:
         seed: int,
         normalisation: Normalisation | None = None,
     ) -> None:
+        if normalisation and normalisation.bands != BANDS:
+            raise DataError(
+                f"the shared encoder reads {', '.join(normalisation.bands)}, and EuroSAT RGB has "
+                f"{', '.join(BANDS)}"
+            )
         self._given = normalisation
         data = read_eurosat(archive)
         self._grey = torch.from_numpy(data.grey[~data.test])

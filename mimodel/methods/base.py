@@ -50,6 +50,11 @@ class Method(nn.Module):
         Whatever is random is drawn from `generator`, which is a function of seed and step.
         """
 
+    @property
+    def description(self) -> dict[str, str]:
+        """What it stands on beside its data; a run does not go on when this has changed."""
+        return {}
+
     @abstractmethod
     def learnt(self) -> Mapping[str, Learnt]:
         """What is to be kept, by the name of its artifact's folder."""

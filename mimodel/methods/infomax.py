@@ -1,5 +1,6 @@
 """Sanchez et al. 2019: the shared representation, then the exclusive one, by mutual information."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Literal, Self, TypeVar, final
 
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 
-from mimodel.artifact import Artifact, Networks
+from mimodel.artifact import Artifact
 from mimodel.data.pairs import PairBatch
 from mimodel.methods.base import Learnt, Method, Player
 from mimodel.networks import (
@@ -130,10 +131,9 @@ class ExclusiveNetworks(nn.Module):
 
     def __init__(self, shared: Artifact, representation: int) -> None:
         super().__init__()
-        self.spec = shared.spec
-        self.frozen = Networks(shared.spec)
-        self.frozen.load_state_dict(shared.networks.state_dict())
-        self.frozen.requires_grad_(False)
+        self.shared = shared
+        # A copy: the artifact's own stays on the CPU, and its heads are none of this stage's.
+        self.shared_encoder = copy.deepcopy(shared.networks.encoder).requires_grad_(False)
         spec = shared.spec.encoder.model_copy(update={"representation": representation})
         channels, height, width = spec.feature_shape
         both = spec.representation + shared.spec.encoder.representation
@@ -145,13 +145,13 @@ class ExclusiveNetworks(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """The shared encoder stays in eval mode: its BatchNorm statistics do not move."""
         super().train(mode)
-        self.frozen.eval()
+        self.shared_encoder.eval()
         return self
 
-    def shared(self, images: Tensor) -> Encoded:
+    def shared_encoded(self, images: Tensor) -> Encoded:
         """C(x) and S of the frozen encoder."""
         with torch.no_grad():
-            encoded: Encoded = self.frozen.encoder(images)
+            encoded: Encoded = self.shared_encoder(images)
         return encoded
 
     def encoder_parameters(self) -> list[nn.Parameter]:
@@ -229,7 +229,7 @@ class ExclusiveStage(Method):
         self, networks: ExclusiveNetworks, images: Tensor, order: Tensor
     ) -> dict[str, Tensor]:
         """One domain's half of equation 10, as terms to minimise."""
-        c_shared, s = networks.shared(images)
+        c_shared, s = networks.shared_encoded(images)
         c_exclusive, e = networks.encoder(images)
         c, r = torch.cat([c_shared, c_exclusive], 1), torch.cat([s, e], 1)
         self._latest.append((s, e.detach()))
@@ -251,6 +251,15 @@ class ExclusiveStage(Method):
         ]
         return losses[0] + losses[1]
 
+    @property
+    def description(self) -> dict[str, str]:
+        domains = [self.x, self.own_y] if self.own_y else [self.x]
+        return {
+            "shared_digest": " ".join(one.shared.representation_digest() for one in domains),
+            "adversarial": f"{self.adversarial} {self.form}, discriminator steps "
+            f"{self._discriminator_steps}",
+        }
+
     def learnt(self) -> Mapping[str, Learnt]:
         return {
             name: _with_exclusive(networks)
@@ -260,22 +269,20 @@ class ExclusiveStage(Method):
 
 def _with_exclusive(networks: ExclusiveNetworks) -> Learnt:
     """The shared artifact's content with the exclusive encoder beside it."""
-    fields = {name: getattr(networks.spec, name) for name in _KEPT}
+    spec = networks.shared.spec
+    fields = {name: getattr(spec, name) for name in ("encoder", "alpha", "beta", "heads")}
     fields["exclusive_encoder"] = networks.encoder.spec
     fields["representations"] = {
-        "shared": networks.spec.encoder.representation,
+        "shared": spec.encoder.representation,
         "exclusive": networks.encoder.spec.representation,
     }
     exclusive = {f"exclusive_encoder.{k}": v for k, v in networks.encoder.state_dict().items()}
+    stage_1 = ("iterations", "batch_size", "seed", "commit")
     return Learnt(
         fields,
-        {**networks.frozen.state_dict(), **exclusive},
-        {f"shared_{name}": networks.spec.provenance.get(name, "unknown") for name in _STAGE_1},
+        {**networks.shared.networks.state_dict(), **exclusive},
+        {f"shared_{name}": spec.provenance.get(name, "unknown") for name in stage_1},
     )
-
-
-_STAGE_1 = ("iterations", "batch_size", "seed", "commit")
-_KEPT = ("encoder", "alpha", "beta", "heads")
 
 
 _Networks = TypeVar("_Networks", SharedNetworks, ExclusiveNetworks)

@@ -11,6 +11,8 @@ from mimodel.artifact import Artifact
 CONFIGS = Path(__file__).parents[2] / "configs"
 METHOD = ["--config", str(CONFIGS / "method" / "infomax.yaml")]
 CUBE = ["--config", str(CONFIGS / "data" / "sentinel2.yaml"), *METHOD]
+STAGE_2 = ["--config", str(CONFIGS / "method" / "infomax-exclusive.yaml")]
+MNIST = ["--config", str(CONFIGS / "data" / "colored-mnist.yaml")]
 
 
 def _mimodel(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +31,7 @@ def test_importing_mimodel_needs_neither_rasters_nor_training_extras() -> None:
     assert answer.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("command", ["train", "probe", "info"])
+@pytest.mark.parametrize("command", ["train", "probe", "leakage", "reproduce", "data", "info"])
 def test_each_command_has_help_with_an_example(command: str) -> None:
     from typer.testing import CliRunner
 
@@ -51,7 +53,11 @@ def test_each_command_has_help_with_an_example(command: str) -> None:
         (["train", *CUBE, "--set", "data.cube=2020-13-45", "--out", "OUT"], "is not a YAML value"),
         (["train", *CUBE, "--set", "training.seed=-1", "--out", "OUT"], "training.seed"),
         (["train", *CUBE, "--set", "training.betas=[1, 1]", "--out", "OUT"], "training.betas"),
-        (["train", *CUBE, "--set", "data.cube=c", "--out", "ARTIFACT/README.md/run"], "README.md"),
+        (["train", *MNIST, *METHOD, "--set", "data.folder=no", "--out", "OUT"], "data mnist --to"),
+        (["train", *MNIST, *STAGE_2, "--set", "data.folder=no", "--set", "method.shared=no",
+          "--out", "OUT"], "no holds no artifact"),
+        (["leakage", "nowhere", "--mnist", "no", "--out", "OUT"], "nowhere"),
+        (["reproduce", "mnist", "--data", "ARTIFACT/README.md", "--out", "OUT"], "README.md"),
         (["probe", "nowhere", "--eurosat", "no.tar", "--out", "OUT"], "nowhere"),
         (["probe", "nowhere", "--eurosat", "no.tar", "--out", "ARTIFACT/README.md"], "README.md"),
         (["probe", "ARTIFACT", "--out", "OUT"], "either --cube with --labels, or --eurosat"),

@@ -1,5 +1,8 @@
 """The exclusive stage: equations 8 to 10 by loops, who learns from what, and what stays frozen."""
 
+import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import softplus
 
-from mimodel.artifact import Artifact, ArtifactSpec, Networks, save_artifact
+from mimodel.artifact import Artifact, ArtifactSpec, HeadSpec, Networks, save_artifact
 from mimodel.config import (
     EuroSatConfig,
     ExclusiveStageConfig,
@@ -17,12 +20,12 @@ from mimodel.config import (
     TrainingConfig,
 )
 from mimodel.data.pairs import PairBatch
-from mimodel.errors import ConfigError, InputError
+from mimodel.errors import ConfigError, InputError, TrainingError
 from mimodel.methods.infomax import ExclusiveNetworks, ExclusiveStage
 from mimodel.networks import ConvSpec, EncoderSpec
 from mimodel.normalisation import Normalisation
 from mimodel.objectives import AdversarialForm, derangement
-from mimodel.train import train
+from mimodel.train import read_metrics, train
 from tests.mimodel import textbook
 from tests.mimodel.archives import write_archive
 
@@ -81,7 +84,7 @@ def _batch() -> PairBatch:
 def _encoded(networks: ExclusiveNetworks, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(maps of both encoders, S, E); the shared encoder in eval mode, without gradients."""
     with torch.no_grad():
-        c_shared, s = networks.frozen.encoder.eval()(images)
+        c_shared, s = networks.shared_encoder.eval()(images)
     c_exclusive, e = networks.encoder(images)
     return torch.cat([c_shared, c_exclusive], 1), s, e
 
@@ -148,7 +151,7 @@ def test_the_discriminator_maximises_equation_9_with_e_of_another_image(tmp_path
 def test_each_player_moves_its_own_parameters_and_none_the_shared_encoder(tmp_path: Path) -> None:
     stage, batch = _stage(tmp_path), _batch()
     encoder, discriminator = stage.players
-    frozen = {id(p) for one in (stage.x, stage.y) for p in one.frozen.parameters()}
+    frozen = {id(p) for one in (stage.x, stage.y) for p in one.shared_encoder.parameters()}
     sets = [{id(p) for p in player.parameters} for player in (encoder, discriminator)]
     assert not sets[0] & sets[1]
     assert sets[0] | sets[1] | frozen == {id(p) for p in stage.parameters()}
@@ -188,6 +191,8 @@ def test_after_training_the_shared_encoder_is_the_same_bit_by_bit(tmp_path: Path
     method = ExclusiveStageConfig(
         name="infomax-exclusive", shared=tmp_path / "shared", representation=8
     )
+    # On other images, whose own mean and deviation are others.
+    archive = write_archive(tmp_path / "more.tar", range(1, 401, 100))
     train(_run(tmp_path, archive, method), tmp_path / "exclusive", lambda *_: None)
 
     before = Artifact.load(tmp_path / "shared" / "artifact")
@@ -206,6 +211,80 @@ def test_after_training_the_shared_encoder_is_the_same_bit_by_bit(tmp_path: Path
     assert np.ptp(exclusive, axis=0).max() > 0
     with pytest.raises(InputError, match="no representation 'exclusive'; it has: shared"):
         before.embed(patches, representation="exclusive")
+
+
+def test_an_exclusive_run_stopped_and_resumed_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """With moves and a rate of the discriminator's own, and a probe of stage 1 in between."""
+    archive = write_archive(tmp_path / "images.tar", range(1, 301, 100))
+    first = _run(tmp_path, archive, SharedStageConfig(name="infomax-shared"))
+    train(first, tmp_path / "shared", lambda *_: None)
+    method = ExclusiveStageConfig(
+        name="infomax-exclusive",
+        shared=tmp_path / "shared",
+        representation=8,
+        discriminator_steps=2,
+        discriminator_rate=1e-3,
+    )
+    config = _run(tmp_path, archive, method, decay="cosine", iterations=4)
+    train(config, tmp_path / "whole" / "run", lambda *_: None)
+    (rate,) = {
+        group["lr"]
+        for group in torch.load(tmp_path / "whole/run/checkpoint.pt", weights_only=True)[
+            "optimisers"
+        ][1]["param_groups"]
+    }
+    assert rate == pytest.approx(1e-3 * (1 - 2**-0.5) / 2)
+
+    def stop(step: int, total: int, figures: object) -> None:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    folder = tmp_path / "stopped" / "run"
+    assert not train(config, folder, stop).finished
+    shared = Artifact.load(tmp_path / "shared" / "artifact")
+    head = HeadSpec(classes=("a", "b"), hidden=4)
+    spec = shared.spec.model_copy(update={"heads": {"planted": head}})
+    probed = replace(shared, spec=spec, networks=Networks(spec))
+    probed.networks.load_state_dict(shared.networks.state_dict(), strict=False)
+    probed.save(tmp_path / "shared" / "artifact", "# Probed\n")
+    (made,) = train(config, folder, lambda *_: None).artifacts
+    whole, stopped = (Artifact.load(one) for one in (tmp_path / "whole/run/artifact", made))
+    assert read_metrics(folder / "metrics.jsonl") == read_metrics(
+        tmp_path / "whole/run/metrics.jsonl"
+    )
+    theirs = stopped.networks.state_dict()
+    for name, tensor in whole.networks.state_dict().items():
+        assert torch.equal(theirs[name], tensor), name
+    assert "planted" in stopped.spec.heads
+
+    # Another encoder under a run that has begun is noticed, whatever its folder says.
+    train(
+        _run(tmp_path, archive, SharedStageConfig(name="infomax-shared"), seed=5),
+        tmp_path / "other",
+        lambda *_: None,
+    )
+    shutil.rmtree(tmp_path / "shared")
+    (tmp_path / "other").rename(tmp_path / "shared")
+    with pytest.raises(TrainingError, match="shared_digest"):
+        train(config, folder, lambda *_: None)
+
+
+def test_moves_of_the_discriminator_are_counted(tmp_path: Path) -> None:
+    shared = [_shared(tmp_path, 0)]
+    stage = ExclusiveStage(
+        shared, representation=3, alpha=1, beta=1, adversarial=1, form="saturating",
+        discriminator_steps=3, discriminator_rate=1e-3,
+    )  # fmt: skip
+    _, discriminator = stage.players
+    assert (discriminator.steps, discriminator.learning_rate) == (3, 1e-3)
+
+
+def test_a_wrong_path_leaves_no_run_folder(tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "images.tar", range(1, 301, 100))
+    method = ExclusiveStageConfig(name="infomax-exclusive", shared=tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="holds no artifact of a finished run"):
+        train(_run(tmp_path, archive, method), tmp_path / "run", lambda *_: None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_shared_encoder_of_other_images_is_an_error(tmp_path: Path) -> None:

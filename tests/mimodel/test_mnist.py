@@ -1,5 +1,6 @@
 """Colored-MNIST: what a pair shares and what it does not, on made digits and on the real ones."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,9 @@ def test_pairs_share_the_class_and_nothing_else(
         for row in range(60):
             partners = table[table[:, 1] == row, 2].unique(return_counts=True)[1]
             assert len(partners) == 5
+            # About 32 draws a row: four standard deviations around an equal share.
+            share = partners.double() / partners.sum()
+            assert (share - 0.2).abs().max() < 4 * (0.16 / partners.sum()) ** 0.5
     # 144 pairs of colours, 1920 draws: independent and uniform by a chi-square of 143 degrees.
     counts = torch.bincount(table[:, 3] * 12 + table[:, 4], minlength=144).double()
     expected = counts.sum() / 144
@@ -91,6 +95,12 @@ def test_labelled_images_carry_the_factors_that_made_them(
 
 def test_missing_and_other_files_are_errors_that_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="mimodel data mnist --to"):
+        read_digits(tmp_path, "train")
+    for name in mnist.FILES:
+        packed = bytearray(gzip.compress(b"digits" * 100))
+        packed[15] ^= 0xFF
+        (tmp_path / f"{name}.gz").write_bytes(packed)
+    with pytest.raises(DataError, match="cannot read"):
         read_digits(tmp_path, "train")
     for name in mnist.FILES:
         (tmp_path / name).write_bytes(b"not a digit")

@@ -11,7 +11,8 @@ from mimodel.artifact import Artifact
 from mimodel.cli import app
 from mimodel.config import load_config
 from mimodel.data import fetch, mnist
-from mimodel.errors import DataError
+from mimodel.errors import ConfigError, DataError
+from mimodel.reproduce import Settings, reproduce_mnist
 from tests.mimodel.made_digits import write_digits
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -58,7 +59,22 @@ def test_a_study_goes_from_digits_to_a_page_and_makes_nothing_twice(
     assert len(times) == 4
     again = _reproduce(data, out, "--set", "exclusive:method.adversarial=0.2")
     assert "reading digit from" not in again  # no classifier is fitted a second time
+    assert "reading digit from" in _reproduce(
+        data, out, "--set", "exclusive:method.adversarial=0.2", "--classifier-iterations", "5"
+    )
     assert times == {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+
+
+def test_what_is_the_studys_own_cannot_be_set(tmp_path: Path) -> None:
+    settings = Settings(CONFIGS, (), ["training.seed=7"], 5, 3, 10)
+    with pytest.raises(ConfigError, match=r"training\.seed is the study's own"):
+        reproduce_mnist(
+            tmp_path, tmp_path / "out", settings, training=lambda _: _ignore, report=print
+        )
+
+
+def _ignore(*_: object) -> None:
+    pass
 
 
 def test_the_paper_is_what_the_configurations_say() -> None:
@@ -102,7 +118,7 @@ def test_what_comes_is_verified_and_a_second_way_is_tried(
             (scratch / name).write_bytes(b"forged")
 
     def broken(scratch: Path) -> None:
-        raise OSError("no network")
+        raise ImportError("no torchvision")
 
     def good(scratch: Path) -> None:
         import gzip
@@ -112,7 +128,7 @@ def test_what_comes_is_verified_and_a_second_way_is_tried(
             (scratch / name).write_bytes(gzip.decompress(packed))
 
     monkeypatch.setattr(fetch, "_WAYS", {"a forger": forged, "a cut line": broken})
-    with pytest.raises(DataError, match=r"a forger: .* not MNIST's; a cut line: no network"):
+    with pytest.raises(DataError, match=r"a forger: .* not MNIST's; a cut line: no torchvision"):
         fetch.fetch_mnist(out, lambda _: None)
     assert mnist.missing_files(out) == list(mnist.FILES)
     monkeypatch.setattr(fetch, "_WAYS", {"a forger": forged, "a friend": good})

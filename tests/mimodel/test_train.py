@@ -74,6 +74,24 @@ def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(
     )
 
 
+def test_a_learning_rate_that_decays_is_a_half_cosine_and_survives_a_stop(
+    archive: Path, tmp_path: Path
+) -> None:
+    config = _config(archive, decay="cosine", iterations=4, learning_rate=1e-3)
+    train(config, tmp_path / "whole" / "run", _ignore)
+    train(config, tmp_path / "stopped" / "run", _signal_at(2, signal.SIGINT))
+    train(config, tmp_path / "stopped" / "run", _ignore)
+    states = [
+        torch.load(tmp_path / name / "run" / "checkpoint.pt", weights_only=True)
+        for name in ("whole", "stopped")
+    ]
+    for name, tensor in states[0]["method"].items():
+        assert torch.equal(states[1]["method"][name], tensor), name
+    # The fourth of four steps was taken at three quarters of the way.
+    (group,) = states[0]["optimisers"][0]["param_groups"]
+    assert group["lr"] == pytest.approx(1e-3 * (1 - 2**-0.5) / 2)
+
+
 def test_a_run_leaves_what_the_docstring_names(uninterrupted: Path) -> None:
     lines = read_metrics(uninterrupted / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 5]
@@ -140,6 +158,12 @@ def test_a_run_does_not_go_on_with_other_data(archive: Path, tmp_path: Path) -> 
     write_archive(copy, range(1, 401, 100))
     with pytest.raises(TrainingError, match=r"data of .* have changed"):
         train(_config(copy), tmp_path / "run", _ignore)
+
+
+def test_a_run_folder_that_cannot_be_made_is_an_error(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TrainingError, match="cannot write the run folder"):
+        train(_config(archive), tmp_path / "file" / "run", _ignore)
 
 
 def test_another_seed_is_another_run(archive: Path, uninterrupted: Path, tmp_path: Path) -> None:
