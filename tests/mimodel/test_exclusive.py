@@ -19,12 +19,13 @@ from mimodel.config import (
     SharedStageConfig,
     TrainingConfig,
 )
-from mimodel.data.pairs import PairBatch
+from mimodel.data.pairs import LabelledPatches, PairBatch
 from mimodel.errors import ConfigError, InputError, TrainingError
 from mimodel.methods.infomax import ExclusiveNetworks, ExclusiveStage
 from mimodel.networks import ConvSpec, EncoderSpec
 from mimodel.normalisation import Normalisation
 from mimodel.objectives import AdversarialForm, derangement
+from mimodel.probe import feature_sets
 from mimodel.train import read_metrics, train
 from tests.mimodel import textbook
 from tests.mimodel.archives import write_archive
@@ -209,6 +210,17 @@ def test_after_training_the_shared_encoder_is_the_same_bit_by_bit(tmp_path: Path
     exclusive = after.embed(patches, representation="exclusive")
     assert exclusive.shape == (3, 8)
     assert np.ptp(exclusive, axis=0).max() > 0
+    looks = LabelledPatches(
+        reflectance=patches,
+        label=np.zeros(3, np.int64),
+        place=np.arange(3),
+        date=np.zeros(3, np.int64),
+        split=np.repeat("test", 3),
+        classes=("a",),
+    )
+    probed = feature_sets(after, looks)
+    assert list(probed) == ["shared", "exclusive", "image statistics", "untrained encoder"]
+    np.testing.assert_array_equal(probed["exclusive"], exclusive)
     with pytest.raises(InputError, match="no representation 'exclusive'; it has: shared"):
         before.embed(patches, representation="exclusive")
 
