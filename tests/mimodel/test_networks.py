@@ -164,14 +164,20 @@ def _assert_dense_head(head: nn.Sequential) -> None:
     assert head[3].weight.shape == (1, 512)
 
 
+@pytest.mark.parametrize(
+    ("features", "dimension"),
+    [((512, 5, 5), 64), ((256, 4, 4), 64), ((512, 4, 4), 72)],  # Tables 9, 10; 2, 3; 4, 5
+)
 @pytest.mark.parametrize("kind", [GlobalStatistics, LocalStatistics])
 def test_factored_networks_equal_tiled_and_concatenated_ones(
     kind: type[GlobalStatistics] | type[LocalStatistics],
+    features: tuple[int, int, int],
+    dimension: int,
 ) -> None:
     torch.manual_seed(5)
-    network = kind((512, 5, 5), 64).double()
-    c = torch.randn(5, 512, 5, 5, dtype=torch.float64, requires_grad=True)
-    z = torch.randn(5, 64, dtype=torch.float64, requires_grad=True)
+    network = kind(features, dimension).double()
+    c = torch.randn(5, *features, dtype=torch.float64, requires_grad=True)
+    z = torch.randn(5, dimension, dtype=torch.float64, requires_grad=True)
     order = torch.tensor([1, 2, 3, 4, 0])
     inputs = [c, z, *network.parameters()]
 

@@ -8,11 +8,13 @@ from mimodel.networks import GlobalStatistics, LocalStatistics, StatisticsNetwor
 
 
 def score(network: StatisticsNetwork, feature_map: Tensor, z: Tensor) -> Tensor:
-    """T of Table 9 (batch,) or Table 10 (batch, row, col) with the parameters of `network`."""
+    """T of a global (batch,) or a local table (batch, row, col), by the parameters of `network`."""
     if isinstance(network, GlobalStatistics):
-        first, second = network.convolutions[0], network.convolutions[2]
-        hidden = relu(conv2d(feature_map, first.weight, first.bias))
-        flat = conv2d(hidden, second.weight, second.bias).flatten(1)
+        flat = feature_map.flatten(1)
+        if len(network.convolutions) > 1:  # Tables 2 and 4 have none
+            first, second = network.convolutions[0], network.convolutions[2]
+            hidden = relu(conv2d(feature_map, first.weight, first.bias))
+            flat = conv2d(hidden, second.weight, second.bias).flatten(1)
         return _dense(network, torch.cat([flat, z], 1)).squeeze(1)
     tiled = z[:, :, None, None].expand(-1, -1, *feature_map.shape[2:])
     stacked = torch.cat([feature_map, tiled], 1)
