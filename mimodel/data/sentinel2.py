@@ -161,7 +161,8 @@ class CubePairs:
 def labelled_cube(
     path: Path, labels: Path, *, bands: Sequence[str], min_valid: float, dates: int, seed: int
 ) -> LabelledPatches:
-    """Up to `dates` usable dates of each place, with the majority class of its ground.
+    """Up to `dates` usable dates of each place that probes train on or are tested on, with the
+    majority class of its ground.
 
     `labels` is a folder of categorical rasters, one a tile, named `<tile>.tif`, on the tile's grid;
     the band tag `classes` is a JSON list of class names by value.
@@ -171,6 +172,7 @@ def labelled_cube(
     rng = np.random.default_rng([seed, 2])
     usable = usable_dates(cube, min_valid)
     ground, classes = _majority_classes(cube, labels)
+    ground[np.asarray(cube.split) == "validation"] = -1
     samples = [
         (place, date)
         for place in range(cube.patches)

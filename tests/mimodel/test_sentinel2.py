@@ -39,7 +39,7 @@ def cube(tmp_path_factory: pytest.TempPathFactory) -> Cube:
         epsg=np.full(PLACES, TILE.epsg, np.int32),
         x=ulx + 10.0 * (col + 32),
         y=uly - 10.0 * (row + 32),
-        split=np.where(number < 30, "train", "test"),
+        split=np.repeat(["train", "test", "validation"], [30, 8, 2]),
     )
     plan = Plan(
         bands=BANDS,
@@ -189,6 +189,7 @@ def test_labels_are_the_majority_of_the_ground(cube: Cube, tmp_path: Path) -> No
     _, looks = np.unique(data.place, return_counts=True)
     assert sorted(set(looks.tolist())) == [1, 2]  # place 5 has one date
     assert set(data.split[data.place >= 30]) == {"test"}
+    assert data.place.max() == 37  # no probe reads the two validation places
     stored = np.rint((data.reflectance[:, 0, 0, 0] + 0.1) * 1e4).astype(int) - 1000
     assert (stored // 100 == data.place).all()
     assert (stored % 100 // 10 == data.date).all()
@@ -201,5 +202,5 @@ def test_what_is_missing_is_named(cube: Cube, tmp_path: Path) -> None:
         CubePairs(tmp_path / "nowhere.zarr", bands=None, min_valid=0.9, memory_gb=1, seed=0)
     with pytest.raises(DataError, match=r"31TCJ\.tif"):
         labelled_cube(cube.path, tmp_path, bands=BANDS, min_valid=0.9, dates=2, seed=0)
-    with pytest.raises(DataError, match="0 places of the validation split"):
-        _pairs(cube, split="validation")
+    with pytest.raises(DataError, match="0 places of the holdout split"):
+        _pairs(cube, split="holdout")
