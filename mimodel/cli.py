@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -20,7 +20,6 @@ app = typer.Typer(
 )
 
 _SECONDS_BETWEEN_LINES = 15
-DOMAINS: tuple[Literal["x", "y"], ...] = ("x", "y")
 
 
 class DataName(StrEnum):
@@ -137,24 +136,21 @@ def leakage(
     with _one_sentence():
         from mimodel.artifact import Artifact
         from mimodel.data.mnist import labelled_mnist
-        from mimodel.leakage import leakage as read
-        from mimodel.leakage import write_matrices
+        from mimodel.data.pairs import DOMAINS
+        from mimodel.leakage import measure
 
-        out.mkdir(parents=True, exist_ok=True)
-        matrices = [
-            read(
-                Artifact.load(run_folder / f"artifact-{domain}"),
-                labelled_mnist(mnist, domain, seed=seed),
-                iterations=iterations,
-                seed=seed,
-                report=typer.echo,
-            )
-            for domain in DOMAINS
-        ]
-        write_matrices(matrices, out)
+        artifacts = {d: Artifact.load(run_folder / f"artifact-{d}") for d in DOMAINS}
+        matrices = measure(
+            artifacts,
+            lambda domain: labelled_mnist(mnist, domain, seed=seed),
+            out,
+            iterations=iterations,
+            seed=seed,
+            report=typer.echo,
+        )
         for matrix in matrices:
             typer.echo(matrix.to_markdown())
-        typer.echo(f"{out}: figures")
+        typer.echo(f"{out}: figures and pictures of what is retrieved")
 
 
 @app.command(epilog="Example: mimodel reproduce mnist --data mnist --out runs/mnist --seeds 3")

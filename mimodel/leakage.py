@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from mimodel.artifact import Artifact
-from mimodel.data.pairs import LabelledImages
+from mimodel.data.pairs import Domain, LabelledImages
 from mimodel.errors import DataError
-from mimodel.readouts import MLP, Features, bootstrap_interval, read_out
+from mimodel.readouts import MLP, Features, bootstrap_interval, read_out, standardised
 
 _NEIGHBOURS = (1, 5)
+_SHOWN = 9
 
 
 @dataclass(frozen=True)
@@ -80,22 +81,35 @@ class LeakageMatrix:
         return "\n".join([*lines, f"| – | *chance* | {' | '.join(chances)} | |"]) + "\n"
 
 
-def leakage(
-    artifact: Artifact,
-    data: LabelledImages,
+def measure(
+    artifacts: Mapping[Domain, Artifact],
+    images: Callable[[Domain], LabelledImages],
+    folder: Path,
     *,
     iterations: int,
     seed: int,
     report: Callable[[str], None],
-) -> LeakageMatrix:
-    """Embed the images and read every factor from every representation that the artifact has."""
-    features = {
-        name: artifact.embed(data.images, representation=name)
-        for name in artifact.spec.representations
-    }
-    return leakage_matrix(
-        artifact.id, features, data, iterations=iterations, seed=seed, report=report
-    )
+) -> tuple[LeakageMatrix, ...]:
+    """Everything about the artifacts of a run, by domain, into `folder`.
+
+    leakage.json, leakage.md, and for each domain retrieval-DOMAIN.png.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    matrices = []
+    for domain, artifact in artifacts.items():
+        data = images(domain)
+        features = {
+            name: artifact.embed(data.images, representation=name)
+            for name in artifact.spec.representations
+        }
+        matrices.append(
+            leakage_matrix(
+                artifact.id, features, data, iterations=iterations, seed=seed, report=report
+            )
+        )
+        draw_retrieval_sheet(features, data, folder / f"retrieval-{domain}.png", seed=seed)
+    write_matrices(matrices, folder)
+    return tuple(matrices)
 
 
 def leakage_matrix(
@@ -107,7 +121,7 @@ def leakage_matrix(
     seed: int,
     report: Callable[[str], None],
 ) -> LeakageMatrix:
-    """As `leakage`, of representations by name ("shared" or any other, taken as exclusive)."""
+    """Every factor read from every representation; what is not named "shared" is exclusive."""
     train, test = data.split == "train", data.split == "test"
     if not train.any() or not test.any():
         raise DataError(f"{train.sum()} training and {test.sum()} test images; both are needed")
@@ -163,6 +177,41 @@ def read_matrices(folder: Path) -> tuple[LeakageMatrix, ...]:
         )
     except (OSError, ValueError, TypeError, KeyError):
         return ()
+
+
+def draw_retrieval_sheet(
+    features: Mapping[str, Features],
+    data: LabelledImages,
+    picture: Path,
+    *,
+    rows: int = 5,
+    seed: int = 0,
+) -> None:
+    """Figure 4 of the paper: queries, and the nearest test images by each representation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    train, test = data.split == "train", np.flatnonzero(data.split == "test")
+    queries = np.random.default_rng(seed).choice(test, min(rows, len(test)), replace=False)
+    figure, axes = plt.subplots(
+        len(queries) * len(features), _SHOWN + 1, figsize=(8, 0.8 * len(queries) * len(features))
+    )
+    for index, (name, values) in enumerate(features.items()):
+        scaled = standardised(values, train)
+        for query, row in zip(queries, axes[index * len(queries) :], strict=False):
+            distance = ((scaled[test] - scaled[query]) ** 2).sum(1)
+            nearest = [one for one in test[distance.argsort()] if one != query][:_SHOWN]
+            for axis in row:
+                axis.set_axis_off()
+            for axis, sample in zip(row, [query, *nearest], strict=False):
+                axis.imshow(data.images[sample].transpose(1, 2, 0).clip(0, 1))
+            row[0].set_title("query", fontsize=6, pad=2)
+            row[1].set_title(f"nearest by the {name} representation", fontsize=6, pad=2, loc="left")
+    figure.tight_layout(pad=0.3)
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
 
 
 def _cell(one: Reading) -> str:

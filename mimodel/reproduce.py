@@ -18,12 +18,12 @@ import numpy as np
 from mimodel.artifact import Artifact
 from mimodel.config import RunConfig, load_config
 from mimodel.data.mnist import labelled_mnist
+from mimodel.data.pairs import DOMAINS, Domain
 from mimodel.errors import ConfigError
-from mimodel.leakage import LeakageMatrix, leakage, read_matrices, write_matrices
+from mimodel.leakage import LeakageMatrix, measure, read_matrices
 from mimodel.readouts import MLP
 from mimodel.train import Report, TrainingResult, train
 
-Domain = str
 PAPER_MNIST: Mapping[tuple[Domain, str, str], float] = {
     ("x", "shared", "digit"): 94.48,
     ("x", "shared", "background colour"): 8.22,
@@ -119,23 +119,19 @@ def _matrices(
     folder: Path, data: Path, settings: Settings, seed: int, report: Callable[[str], None]
 ) -> tuple[LeakageMatrix, ...]:
     """The leakage matrices of both domains, read anew only where the artifacts are others."""
-    artifacts = {d: Artifact.load(folder / "exclusive" / f"artifact-{d}") for d in ("x", "y")}
+    artifacts = {d: Artifact.load(folder / "exclusive" / f"artifact-{d}") for d in DOMAINS}
     kept = read_matrices(folder / "leakage")
     wanted = [(one.id, settings.classifier_iterations, seed) for one in artifacts.values()]
     if [(one.artifact, one.iterations, one.seed) for one in kept] == wanted:
         return kept
-    matrices = tuple(
-        leakage(
-            artifacts[domain],
-            labelled_mnist(data, domain, seed=seed),
-            iterations=settings.classifier_iterations,
-            seed=seed,
-            report=report,
-        )
-        for domain in ("x", "y")
+    return measure(
+        artifacts,
+        lambda domain: labelled_mnist(data, domain, seed=seed),
+        folder / "leakage",
+        iterations=settings.classifier_iterations,
+        seed=seed,
+        report=report,
     )
-    write_matrices(matrices, folder / "leakage")
-    return matrices
 
 
 def _page(
@@ -175,6 +171,11 @@ def _page(
                 for seed in range(settings.seeds)
                 for stage in _STAGES
             ],
+            *[
+                f"Seed {seed}, retrieval: ![X](seed-{seed}/leakage/retrieval-x.png) "
+                f"![Y](seed-{seed}/leakage/retrieval-y.png)\n"
+                for seed in range(settings.seeds)
+            ],
             "The configurations are beside the pictures (config.yaml), all readings in "
             f"{out.name}/seed-*/leakage/leakage.md.",
             "",
@@ -184,7 +185,7 @@ def _page(
 
 def _rows(matrices: Sequence[Sequence[LeakageMatrix]]) -> list[str]:
     rows = []
-    for index, domain in enumerate(("x", "y")):
+    for index, domain in enumerate(DOMAINS):
         for one in matrices[0][index].readings:
             if one.probe != MLP:
                 continue

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 
-from mimodel.data.pairs import LabelledImages, PairBatch
+from mimodel.data.pairs import Domain, LabelledImages, PairBatch
 from mimodel.errors import DataError
 from mimodel.normalisation import Normalisation
 
@@ -47,7 +47,6 @@ FILES: dict[str, str] = {
 }
 """MNIST's four files, with the MD5 of each when it is not compressed."""
 
-Domain = Literal["x", "y"]
 NORMALISATION = Normalisation(bands=("red", "green", "blue"), mean=(0.5,) * 3, std=(0.5,) * 3)
 """From 0..1 to -1..1; ours, the paper does not say."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mimodel.normalisation import Normalisation
+
+Domain = Literal["x", "y"]
+"""Of the first or of the second image of a pair, where these are of two kinds."""
+DOMAINS: tuple[Domain, ...] = ("x", "y")
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,8 @@ def test_a_study_goes_from_digits_to_a_page_and_makes_nothing_twice(
         "| Y | exclusive | digit | 10.00 | 13.75",
     ):
         assert row in page
-    assert (out / "seed-0/shared/curves.png").exists()
+    for picture in ("shared/curves.png", "leakage/retrieval-x.png", "leakage/retrieval-y.png"):
+        assert (out / "seed-0" / picture).stat().st_size > 1000
     assert "adversarial: 0.2" in (out / "seed-0/exclusive/config.yaml").read_text()
 
     stage_1, stage_2 = (
