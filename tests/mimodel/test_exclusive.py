@@ -22,7 +22,6 @@ from mimodel.config import (
 from mimodel.data.pairs import LabelledPatches, PairBatch
 from mimodel.errors import ConfigError, InputError, TrainingError
 from mimodel.methods.infomax import ExclusiveNetworks, ExclusiveStage
-from mimodel.networks import ConvSpec, EncoderSpec
 from mimodel.normalisation import Normalisation
 from mimodel.objectives import AdversarialForm, derangement
 from mimodel.probe import feature_sets
@@ -38,15 +37,7 @@ def _shared(folder: Path, seed: int) -> Artifact:
     torch.manual_seed(seed)
     spec = ArtifactSpec(
         name="shared",
-        encoder=EncoderSpec(
-            in_channels=2,
-            image_size=(16, 16),
-            convolutions=(
-                ConvSpec(channels=8, kernel=4, stride=2, batch_norm=False),
-                ConvSpec(channels=16, kernel=3, stride=1),
-            ),
-            representation=6,
-        ),
+        encoder=textbook.SMALL,
         normalisation=Normalisation(bands=("a", "b"), mean=(0, 0), std=(1, 1)),
         representations={"shared": 6},
         alpha=ALPHA,
@@ -239,13 +230,13 @@ def test_an_exclusive_run_stopped_and_resumed_equals_an_uninterrupted_one(tmp_pa
     )
     config = _run(tmp_path, archive, method, decay="cosine", iterations=4)
     train(config, tmp_path / "whole" / "run", lambda *_: None)
-    (rate,) = {
-        group["lr"]
-        for group in torch.load(tmp_path / "whole/run/checkpoint.pt", weights_only=True)[
-            "optimisers"
-        ][1]["param_groups"]
-    }
-    assert rate == pytest.approx(1e-3 * (1 - 2**-0.5) / 2)
+    encoder, discriminator = torch.load(
+        tmp_path / "whole" / "run" / "checkpoint.pt", weights_only=True
+    )["optimisers"]
+    assert discriminator["param_groups"][0]["lr"] == pytest.approx(1e-3 * (1 - 2**-0.5) / 2)
+    # Four steps of the game: four moves of the encoder, eight of the discriminator.
+    assert {int(state["step"]) for state in encoder["state"].values()} == {4}
+    assert {int(state["step"]) for state in discriminator["state"].values()} == {8}
 
     def stop(step: int, total: int, figures: object) -> None:
         if step == 2:

@@ -1,6 +1,7 @@
 """The shared stage: its wiring against a textbook, and what the switch is for."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -9,42 +10,36 @@ from torch.nn.functional import softplus
 
 from mimodel.data.pairs import PairBatch
 from mimodel.methods.infomax import SharedStage
-from mimodel.networks import ConvSpec, EncoderSpec
 from mimodel.objectives import derangement, jsd_mutual_information
 from tests.mimodel import textbook
 
-SMALL = EncoderSpec(
-    in_channels=2,
-    image_size=(16, 16),
-    convolutions=(
-        ConvSpec(channels=8, kernel=4, stride=2, batch_norm=False),
-        ConvSpec(channels=16, kernel=3, stride=1),
-    ),
-    representation=6,
-)
 
-
-def _stage(*, switched: bool) -> SharedStage:
+def _stage(*, switched: bool, encoders: Literal[1, 2] = 1) -> SharedStage:
     torch.manual_seed(11)
-    stage = SharedStage(SMALL, alpha=0.5, beta=1.0, gamma=0.1, switched=switched)
+    stage = SharedStage(
+        textbook.SMALL, alpha=0.5, beta=1.0, gamma=0.1, switched=switched, encoders=encoders
+    )
     return stage.train()
 
 
+@pytest.mark.parametrize("encoders", [1, 2])
 @pytest.mark.parametrize("switched", [True, False])
-def test_objective_is_equations_5_to_7(*, switched: bool) -> None:
-    stage = _stage(switched=switched).double()
+def test_objective_is_equations_5_to_7(*, switched: bool, encoders: Literal[1, 2]) -> None:
+    stage = _stage(switched=switched, encoders=encoders).double()
+    assert (stage.x is stage.y) == (encoders == 1)
     batch = PairBatch(*torch.randn(2, 6, 2, 16, 16, dtype=torch.float64))
     terms = stage.objective(stage.players[0], batch, Generator().manual_seed(4))
     ours = torch.autograd.grad(sum(terms.values()), list(stage.parameters()))
 
     order = derangement(6, Generator().manual_seed(4))
-    (c_x, s_x), (c_y, s_y) = stage.x.encoder(batch.x), stage.x.encoder(batch.y)
+    (c_x, s_x), (c_y, s_y) = stage.x.encoder(batch.x), stage.y.encoder(batch.y)
     of_x, of_y = (s_y, s_x) if switched else (s_x, s_y)
-    g, t = stage.x.global_statistics, stage.x.local_statistics
+    g_x, t_x = stage.x.global_statistics, stage.x.local_statistics
+    g_y, t_y = stage.y.global_statistics, stage.y.local_statistics
     l_mi = 0.5 * (
-        textbook.information(g, c_x, of_x, order) + textbook.information(g, c_y, of_y, order)
+        textbook.information(g_x, c_x, of_x, order) + textbook.information(g_y, c_y, of_y, order)
     ) + 1.0 * (
-        textbook.information(t, c_x, of_x, order) + textbook.information(t, c_y, of_y, order)
+        textbook.information(t_x, c_x, of_x, order) + textbook.information(t_y, c_y, of_y, order)
     )
     l_1 = (s_x - s_y).abs().mean()
     loss = -(l_mi - 0.1 * l_1)

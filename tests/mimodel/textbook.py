@@ -4,7 +4,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, linear, relu, softplus
 
-from mimodel.networks import GlobalStatistics, LocalStatistics, StatisticsNetwork
+from mimodel.networks import (
+    ConvSpec,
+    EncoderSpec,
+    GlobalStatistics,
+    LocalStatistics,
+    StatisticsNetwork,
+)
+
+SMALL = EncoderSpec(
+    in_channels=2,
+    image_size=(16, 16),
+    convolutions=(
+        ConvSpec(channels=8, kernel=4, stride=2, batch_norm=False),
+        ConvSpec(channels=16, kernel=3, stride=1),
+    ),
+    representation=6,
+)
+"""An encoder that brute force can follow."""
 
 
 def score(network: StatisticsNetwork, feature_map: Tensor, z: Tensor) -> Tensor:
