@@ -192,6 +192,9 @@ def test_after_training_the_shared_encoder_is_the_same_bit_by_bit(tmp_path: Path
     kept = after.networks.state_dict()
     for name, tensor in before.networks.state_dict().items():
         assert torch.equal(kept[name], tensor), name  # BatchNorm buffers included
+    trained = torch.load(tmp_path / "exclusive" / "checkpoint.pt", weights_only=True)["method"]
+    for name, tensor in before.networks.encoder.state_dict().items():
+        assert torch.equal(trained[f"x.shared_encoder.{name}"], tensor), name
     assert after.spec.normalisation == before.spec.normalisation
     assert after.spec.representations == {"shared": 64, "exclusive": 8}
     assert after.spec.provenance["shared_iterations"] == "3"
