@@ -227,11 +227,11 @@ class Artifact:
         return head
 
     def network_input(self, reflectance: Reflectance, bands: Sequence[str] | None) -> Tensor:
-        """Normalised patches (N, band, 64, 64) in the encoder's memory layout, checked."""
-        size = self.spec.patch_size
-        if reflectance.ndim != 4 or reflectance.shape[2:] != (size, size):
+        """Normalised patches (N, band, row, col) in the encoder's memory layout, checked."""
+        height, width = self.spec.encoder.image_size
+        if reflectance.ndim != 4 or reflectance.shape[2:] != (height, width):
             raise InputError(
-                f"expected patches of shape (N, band, {size}, {size}), got {reflectance.shape}"
+                f"expected patches of shape (N, band, {height}, {width}), got {reflectance.shape}"
             )
         chosen = select_bands(self.spec.bands, bands, reflectance, axis=1)
         if np.isinf(chosen).any():
@@ -290,6 +290,17 @@ def save_artifact(
     else:
         building.rename(folder)
     return Artifact.load(folder)
+
+
+def run_artifacts(run: Path) -> tuple[Artifact, ...]:
+    """What a finished run has left: the artifact of both images of a pair, or X's and Y's."""
+    for names in (("artifact",), ("artifact-x", "artifact-y")):
+        if all((run / name).exists() for name in names):
+            return tuple(Artifact.load(run / name) for name in names)
+    raise ArtifactError(
+        f"{run} holds no artifact of a finished run; expected the folder that "
+        "`mimodel train --out` named"
+    )
 
 
 def frozen(networks: Networks) -> Networks:

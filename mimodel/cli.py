@@ -23,9 +23,24 @@ _SECONDS_BETWEEN_LINES = 15
 
 
 class DataName(StrEnum):
-    """Benchmark data sets that can be fetched."""
+    """Benchmark data sets that can be fetched or made."""
 
     MNIST = "mnist"
+    SHAPES3D = "shapes3d"
+    WRITER_DIGITS = "writer-digits"
+    FONT_WORDS = "font-words"
+
+
+class StudyName(StrEnum):
+    """Experiments of the paper, and their stand-ins; the keys of `mimodel.studies.STUDIES`."""
+
+    MNIST = "mnist"
+    SHAPES3D = "shapes3d"
+    IAM = "iam"
+    WRITER_DIGITS = "writer-digits"
+    FONT_WORDS = "font-words"
+    ABLATION = "ablation"
+    SWEEP = "sweep"
 
 
 @app.command(
@@ -119,34 +134,43 @@ def probe(
 
 
 @app.command(
-    epilog="Example: mimodel leakage runs/mnist/exclusive --mnist mnist "
-    "--out runs/mnist/exclusive/leakage"
+    epilog="Example: mimodel leakage runs/mnist/exclusive --out runs/mnist/exclusive/leakage"
 )
 def leakage(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of colored-MNIST.")],
-    mnist: Annotated[Path, typer.Option(help="Folder of MNIST's files.")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a benchmark.")],
     out: Annotated[Path, typer.Option(help="Folder for the figures.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a field of the run, as its data."
+        ),
+    ] = None,
     iterations: Annotated[int, typer.Option(min=1, help="Steps of the MLP of Table 7.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Draws colours and initial weights.")] = 0,
+    tsne: Annotated[
+        bool, typer.Option("--tsne", help="Draw the shared representation in two dimensions.")
+    ] = False,
 ) -> None:
     """Read every factor from every representation: what each knows, and what has leaked.
 
-    The factors of a benchmark are known: digit and colour, of each of the two domains.
+    For runs on a benchmark, whose factors are all known: its data are those of the run.
     """
     with _one_sentence():
-        from mimodel.artifact import Artifact
-        from mimodel.data.mnist import labelled_mnist
+        from mimodel.artifact import run_artifacts
+        from mimodel.config import load_config
         from mimodel.data.pairs import DOMAINS
         from mimodel.leakage import measure
 
-        artifacts = {d: Artifact.load(run_folder / f"artifact-{d}") for d in DOMAINS}
+        artifacts = dict(zip(DOMAINS, run_artifacts(run_folder), strict=False))
+        data = load_config([run_folder / "config.yaml"], set_ or []).benchmark()
         matrices = measure(
             artifacts,
-            lambda domain: labelled_mnist(mnist, domain, seed=seed),
+            lambda domain: data.labelled(domain, seed),
             out,
             iterations=iterations,
             seed=seed,
             report=typer.echo,
+            tsne=tsne,
         )
         for matrix in matrices:
             typer.echo(matrix.to_markdown())
@@ -155,7 +179,7 @@ def leakage(
 
 @app.command(epilog="Example: mimodel reproduce mnist --data mnist --out runs/mnist --seeds 3")
 def reproduce(
-    study: Annotated[DataName, typer.Argument(help="Which experiment of the paper.")],  # noqa: ARG001
+    study: Annotated[StudyName, typer.Argument(help="Which experiment of the paper.")],
     folder: Annotated[Path, typer.Option("--data", help="Folder of the data set's files.")],
     out: Annotated[Path, typer.Option(help="Folder for runs and report.")],
     iterations: Annotated[
@@ -174,16 +198,20 @@ def reproduce(
         int, typer.Option(min=1, help="Steps of the MLP of Table 7.")
     ] = 10_000,
 ) -> None:
-    """Repeat an experiment of the paper: both stages, every factor, one page.
+    """Repeat an experiment of the paper: its stages, every factor, one page.
 
     Fetches the data where they are missing. Ctrl-C stops; the same command goes on.
     """
     with _one_sentence():
-        from mimodel.data.fetch import fetch_mnist
-        from mimodel.reproduce import Settings, reproduce_mnist
+        from mimodel.data.fetch import fetch
+        from mimodel.reproduce import Settings
+        from mimodel.reproduce import reproduce as run
+        from mimodel.studies import STUDIES
 
-        fetch_mnist(folder, typer.echo)
-        page = reproduce_mnist(
+        chosen = STUDIES[study.value]
+        fetch(chosen.data, folder, typer.echo)
+        page = run(
+            chosen,
             folder,
             out,
             Settings(
@@ -209,11 +237,11 @@ def data(
     name: Annotated[DataName, typer.Argument(help="Which data set.")],
     to: Annotated[Path, typer.Option(help="Folder for its files.")],
 ) -> None:
-    """Fetch a benchmark data set and verify it; what is there already is kept."""
+    """Fetch or make a benchmark data set and verify it; what is there already is kept."""
     with _one_sentence():
-        from mimodel.data.fetch import FETCHERS
+        from mimodel.data.fetch import fetch
 
-        FETCHERS[name.value](to, typer.echo)
+        fetch(name.value, to, typer.echo)
 
 
 @app.command(epilog="Example: mimodel info runs/shared/artifact")

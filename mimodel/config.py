@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mimodel.artifact import Artifact
-from mimodel.data.pairs import PairSource
+from mimodel.artifact import Artifact, run_artifacts
+from mimodel.data.pairs import Domain, LabelledImages, PairSource
 from mimodel.errors import ConfigError
 from mimodel.methods.base import Method
 from mimodel.networks import EncoderSpec
@@ -89,6 +89,11 @@ class ColoredMnistConfig(_Model):
             self.folder, same_image=self.same_image, seed=seed, normalisation=normalisation
         )
 
+    def labelled(self, domain: Domain, seed: int) -> LabelledImages:
+        from mimodel.data.mnist import labelled_mnist
+
+        return labelled_mnist(self.folder, domain, seed=seed)
+
 
 class SharedStageConfig(_Model):
     """The shared stage; coefficients of the supplement, section 1.4."""
@@ -162,16 +167,9 @@ class ExclusiveStageConfig(_Model):
             discriminator_rate=self.discriminator_rate,
         )
 
-    def _artifacts(self) -> list[Artifact]:
+    def _artifacts(self) -> tuple[Artifact, ...]:
         """The shared stage's: one, or that of X and that of Y."""
-        names = (["artifact"], ["artifact-x", "artifact-y"])
-        whole = [group for group in names if all((self.shared / name).exists() for name in group)]
-        if not whole:
-            raise ConfigError(
-                f"{self.shared} holds no artifact of a finished run of the shared stage; "
-                "method.shared is the run folder that `mimodel train --out` named"
-            )
-        artifacts = [Artifact.load(self.shared / name) for name in whole[0]]
+        artifacts = run_artifacts(self.shared)
         first = artifacts[0].spec
         if any(artifact.spec.exclusive_encoder for artifact in artifacts):
             raise ConfigError(
@@ -208,7 +206,10 @@ class TrainingConfig(_Model):
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
 
 
-DataConfig = Annotated[CubeConfig | EuroSatConfig | ColoredMnistConfig, Field(discriminator="name")]
+BenchmarkConfig = ColoredMnistConfig
+"""Data whose factors are all known."""
+BENCHMARKS = (ColoredMnistConfig,)
+DataConfig = Annotated[CubeConfig | EuroSatConfig | BenchmarkConfig, Field(discriminator="name")]
 MethodConfig = Annotated[SharedStageConfig | ExclusiveStageConfig, Field(discriminator="name")]
 
 
@@ -218,6 +219,15 @@ class RunConfig(_Model):
     data: DataConfig
     method: MethodConfig
     training: TrainingConfig = TrainingConfig()
+
+    def benchmark(self) -> BenchmarkConfig:
+        """The data, where their factors are known."""
+        if not isinstance(self.data, BENCHMARKS):
+            raise ConfigError(
+                f"the factors behind {self.data.name} are not known, so nothing can be said of "
+                "what leaks; `mimodel probe` reads labels from its representations"
+            )
+        return self.data
 
 
 def load_config(files: Iterable[Path], overrides: Sequence[str] = ()) -> RunConfig:

@@ -8,32 +8,28 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mimodel.artifact import Artifact
 from mimodel.data.pairs import Domain, LabelledImages
 from mimodel.errors import DataError
-from mimodel.readouts import MLP, Features, bootstrap_interval, read_out, standardised
+from mimodel.readouts import (
+    MLP,
+    Features,
+    Labels,
+    Reading,
+    bootstrap_interval,
+    nearest_neighbours,
+    read_out,
+)
+from mimodel.sheets import draw_learning_curves, draw_retrieval_sheet, draw_tsne
 
 _NEIGHBOURS = (1, 5)
-_SHOWN = 9
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How well one probe reads one factor from one representation; shares from 0 to 1."""
-
-    representation: str
-    factor: str
-    probe: str
-    accuracy: float
-    low: float
-    high: float
-    chance: float
-    """One in as many as there are classes."""
-    ideal: float
-    """1 where the representation should tell the factor, else chance."""
+_FEW = 10_000
+"""Images up to which raw pixels are compared too; beyond, that takes longer than all the rest."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class LeakageMatrix:
         return sum(
             abs(one.accuracy - one.ideal)
             for one in self.readings
-            if (one.representation, one.probe) == (representation, probe)
+            if (one.representation, one.probe) == (representation, probe) and one.ideal is not None
         )
 
     def to_markdown(self) -> str:
@@ -72,10 +68,11 @@ class LeakageMatrix:
         ]
         for name, probe in rows:
             row = [_cell(cells[name, probe, factor]) for factor in factors]
-            distance = f"{self.distance_to_ideal(name, probe):.4f}"
+            control = any(cells[name, probe, factor].ideal is None for factor in factors)
+            distance = "" if control else f"{self.distance_to_ideal(name, probe):.4f}"
             lines.append(f"| {name} | {probe} | {' | '.join(row)} | {distance} |")
-        for name in dict.fromkeys(name for name, _ in rows):
-            ideals = [f"{100 * cells[name, MLP, factor].ideal:.2f}" for factor in factors]
+        for name in dict.fromkeys(name for name, probe in rows if probe == MLP):
+            ideals = [f"{100 * (cells[name, MLP, factor].ideal or 0):.2f}" for factor in factors]
             lines.append(f"| {name} | *ideal* | {' | '.join(ideals)} | 0 |")
         chances = [f"{100 * cells[(*rows[0], factor)].chance:.2f}" for factor in factors]
         return "\n".join([*lines, f"| – | *chance* | {' | '.join(chances)} | |"]) + "\n"
@@ -89,10 +86,12 @@ def measure(
     iterations: int,
     seed: int,
     report: Callable[[str], None],
+    tsne: bool = False,
 ) -> tuple[LeakageMatrix, ...]:
     """Everything about the artifacts of a run, by domain, into `folder`.
 
-    leakage.json, leakage.md, and for each domain retrieval-DOMAIN.png.
+    leakage.json, leakage.md, and for each domain retrieval-DOMAIN.png and learning-DOMAIN.png;
+    where `tsne` says so, tsne-DOMAIN.png too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     matrices = []
@@ -102,12 +101,15 @@ def measure(
             name: artifact.embed(data.images, representation=name)
             for name in artifact.spec.representations
         }
-        matrices.append(
-            leakage_matrix(
-                artifact.id, features, data, iterations=iterations, seed=seed, report=report
-            )
+        matrix = leakage_matrix(
+            artifact.id, features, data, iterations=iterations, seed=seed, report=report
         )
+        matrices.append(matrix)
         draw_retrieval_sheet(features, data, folder / f"retrieval-{domain}.png", seed=seed)
+        draw_learning_curves(matrix.readings, folder / f"learning-{domain}.png")
+        if tsne:
+            report(f"t-SNE of the shared representation of {domain.upper()}")
+            draw_tsne(features["shared"], data, folder / f"tsne-{domain}.png", seed=seed)
     write_matrices(matrices, folder)
     return tuple(matrices)
 
@@ -121,42 +123,62 @@ def leakage_matrix(
     seed: int,
     report: Callable[[str], None],
 ) -> LeakageMatrix:
-    """Every factor read from every representation; what is not named "shared" is exclusive."""
+    """Every factor read from every representation; what is not named "shared" is exclusive.
+
+    Where the images are few, nearest neighbours of raw pixels stand beside, as a control.
+    """
     train, test = data.split == "train", data.split == "test"
     if not train.any() or not test.any():
         raise DataError(f"{train.sum()} training and {test.sum()} test images; both are needed")
     readings: list[Reading] = []
-    for representation, values in features.items():
-        for factor, labels in data.factors.items():
+    for factor, labels in data.factors.items():
+        for representation, values in features.items():
             report(f"reading {factor} from the {representation} representation")
-            classes = int(labels.max()) + 1
+            wanted = (factor in data.shared) == (representation == "shared")
             read = read_out(
                 values,
                 labels,
                 train,
                 test,
-                classes=classes,
+                classes=int(labels.max()) + 1,
                 neighbours=_NEIGHBOURS,
                 iterations=iterations,
                 seed=seed,
+                hidden=data.classifier_width,
             )
-            wanted = (factor in data.shared) == (representation == "shared")
             for probe, answer in read.answers.items():
-                right = np.equal(answer, labels[test])
-                low, high = bootstrap_interval(right, np.arange(len(right)))
+                curve = tuple(read.curve) if probe == MLP else ()
                 readings.append(
-                    Reading(
-                        representation=representation,
-                        factor=factor,
-                        probe=probe,
-                        accuracy=float(right.mean()),
-                        low=low,
-                        high=high,
-                        chance=1 / classes,
-                        ideal=1.0 if wanted else 1 / classes,
-                    )
+                    _reading(representation, factor, probe, answer, labels, test, wanted, curve)
+                )
+        if len(labels) <= _FEW:
+            pixels = data.images.reshape(len(labels), -1)
+            for k in _NEIGHBOURS:
+                answer = nearest_neighbours(pixels[train], labels[train], pixels[test], k)
+                readings.append(
+                    _reading("raw pixels", factor, f"kNN ({k})", answer, labels, test, None)
                 )
     return LeakageMatrix(name, int(train.sum()), int(test.sum()), iterations, seed, tuple(readings))
+
+
+def _reading(
+    representation: str,
+    factor: str,
+    probe: str,
+    answer: Labels,
+    labels: Labels,
+    test: npt.NDArray[np.bool_],
+    wanted: bool | None,
+    curve: tuple[tuple[int, float], ...] = (),
+) -> Reading:
+    """`wanted`: should the factor be told? None for a control, of which nothing is wanted."""
+    right = np.equal(answer, labels[test])
+    low, high = bootstrap_interval(right, np.arange(len(right)))
+    chance = 1 / (int(labels.max()) + 1)
+    ideal = None if wanted is None else 1.0 if wanted else chance
+    return Reading(
+        representation, factor, probe, float(right.mean()), low, high, chance, ideal, curve
+    )
 
 
 def write_matrices(matrices: Sequence[LeakageMatrix], folder: Path) -> None:
@@ -172,46 +194,16 @@ def read_matrices(folder: Path) -> tuple[LeakageMatrix, ...]:
     try:
         figures = json.loads((folder / "leakage.json").read_text())
         return tuple(
-            LeakageMatrix(**{**one, "readings": tuple(Reading(**each) for each in one["readings"])})
+            LeakageMatrix(**{**one, "readings": tuple(map(_parsed, one["readings"]))})
             for one in figures
         )
     except (OSError, ValueError, TypeError, KeyError):
         return ()
 
 
-def draw_retrieval_sheet(
-    features: Mapping[str, Features],
-    data: LabelledImages,
-    picture: Path,
-    *,
-    rows: int = 5,
-    seed: int = 0,
-) -> None:
-    """Figure 4 of the paper: queries, and the nearest test images by each representation."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    train, test = data.split == "train", np.flatnonzero(data.split == "test")
-    queries = np.random.default_rng(seed).choice(test, min(rows, len(test)), replace=False)
-    figure, axes = plt.subplots(
-        len(queries) * len(features), _SHOWN + 1, figsize=(8, 0.8 * len(queries) * len(features))
-    )
-    for index, (name, values) in enumerate(features.items()):
-        scaled = standardised(values, train)
-        for query, row in zip(queries, axes[index * len(queries) :], strict=False):
-            distance = ((scaled[test] - scaled[query]) ** 2).sum(1)
-            nearest = [one for one in test[distance.argsort()] if one != query][:_SHOWN]
-            for axis in row:
-                axis.set_axis_off()
-            for axis, sample in zip(row, [query, *nearest], strict=False):
-                axis.imshow(data.images[sample].transpose(1, 2, 0).clip(0, 1))
-            row[0].set_title("query", fontsize=6, pad=2)
-            row[1].set_title(f"nearest by the {name} representation", fontsize=6, pad=2, loc="left")
-    figure.tight_layout(pad=0.3)
-    figure.savefig(picture, dpi=130)
-    plt.close(figure)
+def _parsed(reading: Mapping[str, Any]) -> Reading:
+    curve = tuple((int(step), float(accuracy)) for step, accuracy in reading["curve"])
+    return Reading(**{**reading, "curve": curve})
 
 
 def _cell(one: Reading) -> str:

@@ -3,13 +3,14 @@
 None of them sees a test sample while it is fitted, and accuracies come with intervals.
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mimodel.networks import Classifier
@@ -19,6 +20,8 @@ Labels = npt.NDArray[np.int64]
 
 MLP = "MLP (Table 7)"
 _BOOTSTRAPS = 2000
+_WATCHED = 20
+"""Points of a learning curve."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,26 @@ class ReadOut:
 
     answers: Mapping[str, Labels]
     classifier: Classifier
+    curve: Sequence[tuple[int, float]]
+    """Accuracy of the MLP on the test samples over its steps."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How well one probe reads one factor from one representation; shares from 0 to 1."""
+
+    representation: str
+    factor: str
+    probe: str
+    accuracy: float
+    low: float
+    high: float
+    chance: float
+    """One in as many as there are classes."""
+    ideal: float | None
+    """1 where the representation should tell the factor, else chance; none for a control."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """Accuracy over the steps of the classifier, where one was fitted (supplement, figure 1)."""
 
 
 def read_out(
@@ -47,15 +70,21 @@ def read_out(
     """
     scaled = standardised(features, train)
     x, y = scaled[train], labels[train]
+    curve: list[tuple[int, float]] = []
+
+    def watch(step: int, network: Classifier) -> None:
+        right = np.equal(answers(network, features[test]), labels[test])
+        curve.append((step, float(right.mean())))
+
     network = fit_classifier(
-        features[train], y, classes, iterations=iterations, seed=seed, hidden=hidden
+        features[train], y, classes, iterations=iterations, seed=seed, hidden=hidden, watch=watch
     )
     by_probe = {
-        **{f"kNN ({k})": _nearest_neighbours(x, y, scaled[test], k) for k in neighbours},
+        **{f"kNN ({k})": nearest_neighbours(x, y, scaled[test], k) for k in neighbours},
         "linear": _linear(x, y, scaled[test]),
         MLP: answers(network, features[test]),
     }
-    return ReadOut(by_probe, network)
+    return ReadOut(by_probe, network, curve)
 
 
 def fit_classifier(
@@ -66,30 +95,40 @@ def fit_classifier(
     iterations: int,
     seed: int,
     hidden: int = 32,
+    watch: Callable[[int, Classifier], None] = lambda _step, _network: None,
 ) -> Classifier:
     """The classifier of Table 7, trained as supplement 1.4 says: Adam 1e-4, batches of 64.
 
-    Features are standardised for training; the standardisation is then folded into the first
-    layer, so that the network returned reads the features as they are.
+    Features are standardised for training; the standardisation is folded into the first layer of
+    what is returned, and of what `watch` is shown now and then, which read features as they are.
     """
     generator = torch.Generator().manual_seed(seed)
-    mean, std = features.mean(0), _spread(features)
-    x, y = torch.from_numpy((features - mean) / std), torch.from_numpy(labels)
+    mean, std = (torch.from_numpy(each) for each in (features.mean(0), _spread(features)))
+    x, y = (torch.from_numpy(features) - mean) / std, torch.from_numpy(labels)
+    every = -(-iterations // _WATCHED)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = Classifier(features.shape[1], classes, hidden)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
-    for _ in range(iterations):
+    for step in range(1, iterations + 1):
         chosen = torch.randint(len(x), (min(64, len(x)),), generator=generator)
         optimiser.zero_grad()
         cross_entropy(network(x[chosen]), y[chosen]).backward()
         optimiser.step()
-    first = network.layers[0]
+        if step % every == 0 or step == iterations:
+            watch(step, _folded(network, mean, std))
+    return _folded(network, mean, std)
+
+
+def _folded(network: Classifier, mean: Tensor, std: Tensor) -> Classifier:
+    """A frozen copy whose first layer standardises what it reads."""
+    copied = copy.deepcopy(network)
+    first = copied.layers[0]
     assert isinstance(first, nn.Linear)
     with torch.no_grad():
-        first.weight /= torch.from_numpy(std)
-        first.bias.sub_(first.weight @ torch.from_numpy(mean))
-    return network.eval().requires_grad_(False)
+        first.weight /= std
+        first.bias.sub_(first.weight @ mean)
+    return copied.eval().requires_grad_(False)
 
 
 def answers(network: Classifier, features: Features) -> Labels:
@@ -99,7 +138,8 @@ def answers(network: Classifier, features: Features) -> Labels:
     return classes
 
 
-def _nearest_neighbours(x: Features, y: Labels, test: Features, neighbours: int) -> Labels:
+def nearest_neighbours(x: Features, y: Labels, test: Features, neighbours: int) -> Labels:
+    """The majority of the classes `y` among the nearest rows of `x`, by Euclidean distance."""
     from sklearn.neighbors import KNeighborsClassifier
 
     classes: Labels = KNeighborsClassifier(min(neighbours, len(x))).fit(x, y).predict(test)

@@ -1,9 +1,9 @@
-"""A study of the paper from data to report: both stages, every factor, one page, resumable.
+"""A study of the paper from data to report: every arm, every factor, one page, resumable.
 
-    OUT/seed-0/shared       run folder of stage 1
+    OUT/seed-0/shared       run folder of a stage, one for each that the study has
     OUT/seed-0/exclusive    run folder of stage 2, on stage 1's artifacts
-    OUT/seed-0/leakage      leakage.json and leakage.md
-    OUT/report.md           the paper's figures and ours side by side
+    OUT/seed-0/leakage      leakage.json, leakage.md and pictures, one for each arm
+    OUT/report.md           the published figures and ours side by side
 
 The same command goes on where it was stopped and makes nothing twice.
 """
@@ -15,31 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from mimodel.artifact import Artifact
+from mimodel.artifact import Artifact, run_artifacts
 from mimodel.config import RunConfig, load_config
-from mimodel.data.mnist import labelled_mnist
-from mimodel.data.pairs import DOMAINS, Domain
+from mimodel.data.pairs import DOMAINS
 from mimodel.errors import ConfigError
 from mimodel.leakage import LeakageMatrix, measure, read_matrices
-from mimodel.readouts import MLP
+from mimodel.readouts import MLP, Reading
+from mimodel.sheets import draw_sweep
+from mimodel.studies import Arm, Stage, Study
 from mimodel.train import Report, TrainingResult, train
 
-PAPER_MNIST: Mapping[tuple[Domain, str, str], float] = {
-    ("x", "shared", "digit"): 94.48,
-    ("x", "shared", "background colour"): 8.22,
-    ("x", "exclusive", "background colour"): 99.99,
-    ("x", "exclusive", "digit"): 13.20,
-    ("y", "shared", "digit"): 94.27,
-    ("y", "shared", "digit colour"): 8.83,
-    ("y", "exclusive", "digit colour"): 99.92,
-    ("y", "exclusive", "digit"): 13.75,
-}
-"""Tables 1 and 2 of the paper: test accuracy in %, by the classifier of Table 7."""
-
 _OF_THE_STUDY = ("data.folder", "training.seed", "method.shared", "method.encoders")
-_STAGES = ("shared", "exclusive")
-_EXCLUSIVE_SHARE = 5
-"""Supplement 1.1: 50,000 iterations of the shared stage, a fifth of that of the exclusive one."""
+_SHOWN = (MLP, "linear", "kNN (5)")
 
 
 @dataclass(frozen=True)
@@ -51,14 +38,26 @@ class Settings:
     extra: Sequence[Path]
     """Configurations that win over the paper's; they make a variant."""
     overrides: Sequence[str]
-    """As `key=value` for both stages, `shared:key=value` or `exclusive:key=value` for one."""
+    """As `key=value` for every stage, `shared:key=value` for one kind of them."""
     iterations: int | None
-    """Of the shared stage; None: the paper's."""
+    """Of the first stage, the others in the paper's proportion; None: the paper's."""
     seeds: int
     classifier_iterations: int
 
 
-def reproduce_mnist(
+@dataclass(frozen=True)
+class _Outcome:
+    """One arm under one seed."""
+
+    runs: tuple[TrainingResult, ...]
+    published: tuple[int, ...]
+    """Iterations of each run in the paper."""
+    matrices: tuple[LeakageMatrix, ...]
+    folder: str
+
+
+def reproduce(
+    study: Study,
     data: Path,
     out: Path,
     settings: Settings,
@@ -66,68 +65,103 @@ def reproduce_mnist(
     training: Callable[[str], Report],
     report: Callable[[str], None],
 ) -> Path | None:
-    """Colored-MNIST; the report's path, or None where it was interrupted before the end.
+    """Run a study; the report's path, or None where it was interrupted before the end.
 
     `training` gives what follows the run of that name; `report` is told what comes next.
     """
-    matrices: list[tuple[LeakageMatrix, ...]] = []
-    results: list[TrainingResult] = []
+    outcomes: dict[str, list[_Outcome]] = {arm.name: [] for arm in study.arms}
     for seed in range(settings.seeds):
         folder = out / f"seed-{seed}"
-        for stage in _STAGES:
-            name = f"seed-{seed}/{stage}"
-            config = _stage(settings, stage, data, folder, seed)
-            report(f"{name}: {config.training.iterations} iterations")
-            result = train(config, folder / stage, training(name))
-            if not result.finished:
-                return None
-            results.append(result)
-        matrices.append(_matrices(folder, data, settings, seed, report))
+        for arm in study.arms:
+            runs, published = [], []
+            for stage in arm.stages:
+                name = f"{folder.name}/{stage.folder}"
+                paper = _paper(study, stage, settings.configs, data, folder, seed)
+                published.append(paper.training.iterations)
+                config = _config(study, stage, settings, data, folder, seed)
+                report(f"{name}: {config.training.iterations} iterations")
+                runs.append(train(config, folder / stage.folder, training(name)))
+                if not runs[-1].finished:
+                    return None
+            matrices = _matrices(config, folder, arm, settings, report)
+            where = f"{folder.name}/{arm.folder}"
+            outcomes[arm.name].append(_Outcome(tuple(runs), tuple(published), matrices, where))
+    if study.swept:
+        readings = [outcomes[arm.name][0].matrices[0].readings for arm in study.arms]
+        draw_sweep(study.swept, readings, out / "sweep.png")
     page = out / "report.md"
-    page.write_text(_page(out, settings, matrices, results))
+    page.write_text(_page(study, out, settings, outcomes))
     return page
 
 
-def _stage(settings: Settings, stage: str, data: Path, folder: Path, seed: int) -> RunConfig:
+def _config(
+    study: Study, stage: Stage, settings: Settings, data: Path, folder: Path, seed: int
+) -> RunConfig:
+    """A stage with all that the user has chosen."""
+    chosen = []
+    if settings.iterations:
+        first, own = (
+            _paper(study, one, settings.configs, data, folder, seed).training.iterations
+            for one in (study.arms[0].stages[0], stage)
+        )
+        chosen.append(f"training.iterations={max(1, round(settings.iterations * own / first))}")
+    chosen += _overrides(study, stage, settings)
+    return _paper(study, stage, settings.configs, data, folder, seed, settings.extra, chosen)
+
+
+def _paper(
+    study: Study,
+    stage: Stage,
+    configs: Path,
+    data: Path,
+    folder: Path,
+    seed: int,
+    extra: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """A stage as its configuration files say; what is given beside them wins."""
     files = [
-        settings.configs / "data" / "colored-mnist.yaml",
-        settings.configs / "method" / f"colored-mnist-{stage}.yaml",
-        *settings.extra,
+        configs / "data" / f"{study.data}.yaml",
+        configs / "method" / f"{stage.method}.yaml",
+        *extra,
     ]
-    overrides = []
+    # JSON is YAML, and keeps a path a string whatever it looks like.
+    own = [f"data.folder={json.dumps(str(data))}", f"training.seed={seed}"]
+    if stage.stands_on:
+        own.append(f"method.shared={json.dumps(str(folder / stage.stands_on))}")
+    return load_config(files, [*stage.overrides, *overrides, *own])
+
+
+def _overrides(study: Study, stage: Stage, settings: Settings) -> list[str]:
+    """Those of the user's overrides that are meant for a stage."""
+    kinds = {one.kind for arm in study.arms for one in arm.stages}
+    chosen = []
     for override in settings.overrides:
-        of_stage, colon, setting = override.partition(":")
-        if not colon or of_stage not in _STAGES:
-            overrides.append(override)
-        elif of_stage == stage:
-            overrides.append(setting)
-    for override in overrides:
-        key = override.partition("=")[0].strip()
+        kind, colon, rest = override.partition(":")
+        addressed = bool(colon) and kind in kinds
+        setting = rest if addressed else override
+        key = setting.partition("=")[0].strip()
         if key in _OF_THE_STUDY:
             raise ConfigError(f"{key} is the study's own; it cannot be set")
-    # JSON is YAML, and keeps a path a string whatever it looks like.
-    overrides += [f"data.folder={json.dumps(str(data))}", f"training.seed={seed}"]
-    if stage == "exclusive":
-        overrides.append(f"method.shared={json.dumps(str(folder / 'shared'))}")
-    if settings.iterations:
-        share = 1 if stage == "shared" else _EXCLUSIVE_SHARE
-        overrides.append(f"training.iterations={max(1, settings.iterations // share)}")
-    return load_config(files, overrides)
+        if not addressed or kind == stage.kind:
+            chosen.append(setting)
+    return chosen
 
 
 def _matrices(
-    folder: Path, data: Path, settings: Settings, seed: int, report: Callable[[str], None]
+    config: RunConfig, folder: Path, arm: Arm, settings: Settings, report: Callable[[str], None]
 ) -> tuple[LeakageMatrix, ...]:
-    """The leakage matrices of both domains, read anew only where the artifacts are others."""
-    artifacts = {d: Artifact.load(folder / "exclusive" / f"artifact-{d}") for d in DOMAINS}
-    kept = read_matrices(folder / "leakage")
-    wanted = [(one.id, settings.classifier_iterations, seed) for one in artifacts.values()]
+    """The leakage matrices of an arm, read anew only where the artifacts are others."""
+    data, seed = config.benchmark(), config.training.seed
+    artifacts = run_artifacts(folder / arm.stages[-1].folder)
+    kept = read_matrices(folder / arm.folder)
+    wanted = [(artifact.id, settings.classifier_iterations, seed) for artifact in artifacts]
     if [(one.artifact, one.iterations, one.seed) for one in kept] == wanted:
         return kept
     return measure(
-        artifacts,
-        lambda domain: labelled_mnist(data, domain, seed=seed),
-        folder / "leakage",
+        dict(zip(DOMAINS, artifacts, strict=False)),
+        lambda domain: data.labelled(domain, seed),
+        folder / arm.folder,
         iterations=settings.classifier_iterations,
         seed=seed,
         report=report,
@@ -135,99 +169,122 @@ def _matrices(
 
 
 def _page(
-    out: Path,
-    settings: Settings,
-    matrices: Sequence[Sequence[LeakageMatrix]],
-    results: Sequence[TrainingResult],
+    study: Study, out: Path, settings: Settings, outcomes: Mapping[str, Sequence[_Outcome]]
 ) -> str:
-    shared, exclusive = results[0], results[1]
-    hours = sum(result.seconds for result in results) / 3600
     changes = [*(file.name for file in settings.extra), *settings.overrides]
     variant = f" Variant: {', '.join(changes)}." if changes else ""
-    return "\n".join(
-        [
-            "# Colored-MNIST",
-            "",
-            f"{shared.step} iterations of the shared and {exclusive.step} of the exclusive stage "
-            f"(the paper: 50,000 and 10,000), {settings.seeds} seeds, {hours:.1f} hours of "
-            f"training.{variant}",
-            "",
-            _machine(Artifact.load(out / "seed-0" / "exclusive" / "artifact-x")),
-            "",
-            f"Test accuracy in % by the classifier of Table 7 ({settings.classifier_iterations} "
-            "steps; the paper: 10,000); ours is the mean over the seeds, "
-            "with the least and the greatest.",
-            "",
-            "| domain | representation | factor | ideal | paper | ours | linear | kNN (5) |",
-            "|---|---|---|--:|--:|--:|--:|--:|",
-            *_rows(matrices),
-            "",
-            "L1 distance to the ideal (the paper: S_X 0.0563, E_X 0.0321): "
-            + "; ".join(_distances(matrices))
-            + ".",
-            "",
-            *[
-                f"Seed {seed}, {stage}: ![terms](seed-{seed}/{stage}/curves.png)\n"
-                for seed in range(settings.seeds)
-                for stage in _STAGES
-            ],
-            *[
-                f"Seed {seed}, retrieval: ![X](seed-{seed}/leakage/retrieval-x.png) "
-                f"![Y](seed-{seed}/leakage/retrieval-y.png)\n"
-                for seed in range(settings.seeds)
-            ],
-            "The configurations are beside the pictures (config.yaml), all readings in "
-            f"{out.name}/seed-*/leakage/leakage.md.",
-            "",
-        ]
-    )
+    runs = {run.folder: run for arm in outcomes.values() for one in arm for run in one.runs}
+    hours = sum(run.seconds for run in runs.values()) / 3600
+    sources = list(study.published)
+    lines = [
+        f"# {study.title}",
+        "",
+        f"{settings.seeds} seeds, {hours:.1f} hours of training.{variant}",
+        "",
+        "| arm | run | iterations | the paper's |",
+        "|---|---|--:|--:|",
+        *_iterations(study, outcomes),
+        "",
+        _machine(next(iter(runs.values())).artifacts[0]),
+        "",
+        f"Test accuracy in % by the classifier of Table 7 ({settings.classifier_iterations} "
+        "steps; the paper: 10,000), a linear model and nearest neighbours; ours is the mean over "
+        "the seeds, with the least and the greatest.",
+        "",
+        f"| arm | domain | representation | factor | ideal | {''.join(f'{s} | ' for s in sources)}"
+        + " | ".join(("ours", *_SHOWN[1:]))
+        + " |",
+        f"|---|---|---|---|--:|{'--:|' * (len(sources) + len(_SHOWN))}",
+        *[row for arm in study.arms for row in _rows(study, arm.name, outcomes[arm.name])],
+        "",
+        "L1 distance to the ideal: " + "; ".join(_distances(outcomes)) + ".",
+        "",
+        *(["![accuracy over lambda](sweep.png)", ""] if study.swept else []),
+        *[f"{run.folder.relative_to(out)}: ![terms]({run.folder.relative_to(out)}/curves.png)\n"
+          for run in runs.values()],
+        *[line for arm in outcomes.values() for one in arm for line in _pictures(one)],
+        "The configurations are beside the curves (config.yaml), all readings in "
+        f"{out.name}/seed-*/leakage*/leakage.md.",
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
 
 
-def _rows(matrices: Sequence[Sequence[LeakageMatrix]]) -> list[str]:
+def _iterations(study: Study, outcomes: Mapping[str, Sequence[_Outcome]]) -> list[str]:
     rows = []
-    for index, domain in enumerate(DOMAINS):
-        for one in matrices[0][index].readings:
-            if one.probe != MLP:
-                continue
-            accuracies = {
-                probe: _over_seeds(matrices, index, one.representation, one.factor, probe)
-                for probe in (MLP, "linear", "kNN (5)")
+    for arm in study.arms:
+        first = outcomes[arm.name][0]
+        for stage, run, paper in zip(arm.stages, first.runs, first.published, strict=True):
+            rows.append(f"| {arm.name} | {stage.folder} | {run.step} | {paper} |")
+    return rows
+
+
+def _rows(study: Study, arm: str, outcomes: Sequence[_Outcome]) -> list[str]:
+    rows = []
+    for index, matrix in enumerate(outcomes[0].matrices):
+        domain = DOMAINS[index]
+        pairs = dict.fromkeys((one.representation, one.factor) for one in matrix.readings)
+        for representation, factor in pairs:
+            readings = {
+                probe: _found(outcomes, index, representation, factor, probe) for probe in _SHOWN
             }
-            published = PAPER_MNIST[domain, one.representation, one.factor]
-            cells = [domain.upper(), one.representation, one.factor, f"{100 * one.ideal:.2f}"]
-            cells += [f"{published:.2f}", *accuracies.values()]
+            ideal = next(each[0].ideal for each in readings.values() if each)
+            published = [
+                figures.get((arm, domain, representation, factor))
+                for figures in study.published.values()
+            ]
+            cells = [
+                *(arm, domain.upper(), representation, factor),
+                "" if ideal is None else f"{100 * ideal:.2f}",
+                *["" if value is None else f"{value:.2f}" for value in published],
+                *[_over_seeds(each) for each in readings.values()],
+            ]
             rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
-def _over_seeds(
-    matrices: Sequence[Sequence[LeakageMatrix]],
-    index: int,
-    representation: str,
-    factor: str,
-    probe: str,
-) -> str:
-    values = [
-        100 * one.accuracy
-        for of_seed in matrices
-        for one in of_seed[index].readings
+def _found(
+    outcomes: Sequence[_Outcome], index: int, representation: str, factor: str, probe: str
+) -> list[Reading]:
+    """One reading a seed, where that probe read the representation."""
+    return [
+        one
+        for outcome in outcomes
+        for one in outcome.matrices[index].readings
         if (one.representation, one.factor, one.probe) == (representation, factor, probe)
     ]
+
+
+def _over_seeds(readings: Sequence[Reading]) -> str:
+    if not readings:
+        return ""
+    values = [100 * one.accuracy for one in readings]
     spread = f" ({min(values):.2f} – {max(values):.2f})" if len(values) > 1 else ""
     return f"{np.mean(values):.2f}{spread}"
 
 
-def _distances(matrices: Sequence[Sequence[LeakageMatrix]]) -> list[str]:
+def _distances(outcomes: Mapping[str, Sequence[_Outcome]]) -> list[str]:
     lines = []
-    for index, domain in enumerate(("X", "Y")):
-        for letter, name in (("S", "shared"), ("E", "exclusive")):
-            values = [of_seed[index].distance_to_ideal(name) for of_seed in matrices]
-            lines.append(f"{letter}_{domain} {np.mean(values):.4f}")
+    for arm, seeds in outcomes.items():
+        for index, matrix in enumerate(seeds[0].matrices):
+            for letter, name in (("S", "shared"), ("E", "exclusive")):
+                if any(one.representation == name for one in matrix.readings):
+                    values = [one.matrices[index].distance_to_ideal(name) for one in seeds]
+                    lines.append(f"{arm}, {letter}_{DOMAINS[index].upper()} {np.mean(values):.4f}")
     return lines
 
 
-def _machine(artifact: Artifact) -> str:
-    said = artifact.spec.provenance
+def _pictures(outcome: _Outcome) -> list[str]:
+    where = outcome.folder
+    return [
+        f"{where}: ![retrieval]({where}/retrieval-{domain}.png) "
+        f"![learning curves]({where}/learning-{domain}.png)\n"
+        for domain in DOMAINS[: len(outcome.matrices)]
+    ]
+
+
+def _machine(artifact: Path) -> str:
+    said = Artifact.load(artifact).spec.provenance
     return (
         f"Trained on {said['device']} in {said['precision']}, torch {said['torch']}, commit "
         f"{said['commit']}."

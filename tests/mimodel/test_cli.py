@@ -56,7 +56,7 @@ def test_each_command_has_help_with_an_example(command: str) -> None:
         (["train", *MNIST, *METHOD, "--set", "data.folder=nil", "--out", "OUT"], "data mnist --to"),
         (["train", *MNIST, *STAGE_2, "--set", "data.folder=nil", "--set", "method.shared=nil",
           "--out", "OUT"], "nil holds no artifact"),
-        (["leakage", "nowhere", "--mnist", "no", "--out", "OUT"], "nowhere"),
+        (["leakage", "nowhere", "--out", "OUT"], "nowhere holds no artifact"),
         (["reproduce", "mnist", "--data", "ARTIFACT/README.md", "--out", "OUT"], "README.md"),
         (["probe", "nowhere", "--eurosat", "no.tar", "--out", "OUT"], "nowhere"),
         (["probe", "nowhere", "--eurosat", "no.tar", "--out", "ARTIFACT/README.md"], "README.md"),

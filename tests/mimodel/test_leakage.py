@@ -8,8 +8,8 @@ import pytest
 
 from mimodel.data.pairs import LabelledImages
 from mimodel.errors import DataError
-from mimodel.leakage import LeakageMatrix, Reading, leakage_matrix, read_matrices, write_matrices
-from mimodel.readouts import MLP, Features
+from mimodel.leakage import LeakageMatrix, leakage_matrix, read_matrices, write_matrices
+from mimodel.readouts import MLP, Features, Reading
 
 SAMPLES, TRAIN = 3000, 2000
 

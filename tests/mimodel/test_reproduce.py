@@ -12,7 +12,8 @@ from mimodel.cli import app
 from mimodel.config import load_config
 from mimodel.data import fetch, mnist
 from mimodel.errors import ConfigError, DataError
-from mimodel.reproduce import Settings, reproduce_mnist
+from mimodel.reproduce import Settings, reproduce
+from mimodel.studies import STUDIES
 from tests.mimodel.made_digits import write_digits
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -39,14 +40,15 @@ def test_a_study_goes_from_digits_to_a_page_and_makes_nothing_twice(
     write_digits(data, monkeypatch)
     _reproduce(data, out, "--set", "exclusive:method.adversarial=0.2")
     page = (out / "report.md").read_text()
-    assert "5 iterations of the shared and 1 of the exclusive stage" in page
+    assert "| both stages | shared | 5 | 50000 |" in page
+    assert "| both stages | exclusive | 1 | 10000 |" in page
     assert "Variant: training.batch_size=4, training.threads=1, exclusive:" in page
     for row in (
-        "| X | shared | digit | 100.00 | 94.48 |",
-        "| Y | exclusive | digit | 10.00 | 13.75",
+        "| both stages | X | shared | digit | 100.00 | 94.48 |",
+        "| both stages | Y | exclusive | digit | 10.00 | 13.75",
     ):
         assert row in page
-    for picture in ("shared/curves.png", "leakage/retrieval-x.png", "leakage/retrieval-y.png"):
+    for picture in ("shared/curves.png", "leakage/retrieval-x.png", "leakage/learning-y.png"):
         assert (out / "seed-0" / picture).stat().st_size > 1000
     assert "adversarial: 0.2" in (out / "seed-0/exclusive/config.yaml").read_text()
 
@@ -69,8 +71,13 @@ def test_a_study_goes_from_digits_to_a_page_and_makes_nothing_twice(
 def test_what_is_the_studys_own_cannot_be_set(tmp_path: Path) -> None:
     settings = Settings(CONFIGS, (), ["training.seed=7"], 5, 3, 10)
     with pytest.raises(ConfigError, match=r"training\.seed is the study's own"):
-        reproduce_mnist(
-            tmp_path, tmp_path / "out", settings, training=lambda _: _ignore, report=print
+        reproduce(
+            STUDIES["mnist"],
+            tmp_path,
+            tmp_path / "out",
+            settings,
+            training=lambda _: _ignore,
+            report=print,
         )
 
 
