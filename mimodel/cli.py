@@ -1,5 +1,6 @@
 """The command `mimodel`: train, probe, leakage, reproduce, data, info."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -57,15 +58,19 @@ def train(
 ) -> None:
     """Learn a representation and write it as an artifact.
 
-    Ctrl-C stops after the step in hand; the same command continues the run.
+    Ctrl-C stops after the step in hand; the same command continues the run. Several processes
+    share each batch when torchrun starts them: torchrun --nproc-per-node 2 -m mimodel train ...
     """
     with _one_sentence():
         from mimodel.config import load_config
+        from mimodel.parallel import is_first
         from mimodel.train import train as run
 
         resolved = load_config(config, set_ or [])
         with _progress(out.name) as report:
             result = run(resolved, out, report)
+        if not is_first():
+            return
         figures = ", ".join(f"{k} {v:.3f}" for k, v in result.figures.items() if k != "step")
         took = f"{result.step} steps in {result.seconds / 60:.1f} minutes; {figures}"
         if not result.finished:
@@ -283,7 +288,7 @@ def _one_sentence() -> Iterator[None]:
 @contextmanager
 def _progress(name: str) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
     """A bar on a terminal, a line now and then elsewhere."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or "RANK" in os.environ:
         yield _plain_lines(name)
         return
     from rich.console import Console
@@ -310,11 +315,14 @@ def _progress(name: str) -> Iterator[Callable[[int, int, Mapping[str, float]], N
 
 
 def _plain_lines(name: str) -> Callable[[int, int, Mapping[str, float]], None]:
+    from mimodel.parallel import is_first
+
     printed = time.monotonic()
 
     def report(step: int, total: int, figures: Mapping[str, float]) -> None:
         nonlocal printed
-        if step == total or time.monotonic() - printed > _SECONDS_BETWEEN_LINES:
+        due = step == total or time.monotonic() - printed > _SECONDS_BETWEEN_LINES
+        if due and is_first():
             printed = time.monotonic()
             typer.echo(f"{name}: step {step} of {total} {_loss(figures)}", err=True)
 

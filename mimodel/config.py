@@ -202,6 +202,10 @@ class TrainingConfig(_Model):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of a CPU run; none named: all cores. One thread makes a run repeatable bit by bit."""
+    deterministic: bool = False
+    """Use deterministic algorithms alone, so that a run on a GPU is repeatable too; slower."""
+    batch_norm: Literal["joint", "process"] = "joint"
+    """Where several processes train together: statistics of the joint batch, or of each its own."""
     log_every: Annotated[int, Field(ge=1)] = 50
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
 

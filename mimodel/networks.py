@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from mimodel.parallel import BatchNorm
+
 LEAKY_SLOPE = 0.2
 
 
@@ -91,7 +93,7 @@ class Encoder(nn.Module):
                 )
             )
             if conv.batch_norm:
-                layers.append(nn.BatchNorm2d(conv.channels))
+                layers.append(BatchNorm(conv.channels))
             layers.append(nn.LeakyReLU(LEAKY_SLOPE))
             channels = conv.channels
         self.convolutions = nn.Sequential(*layers)

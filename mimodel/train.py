@@ -13,7 +13,6 @@ The same command continues a run that was stopped. Batches, negatives and initia
 functions of seed and step, so a resumed run equals an uninterrupted one.
 """
 
-import json
 import math
 import os
 import pickle
@@ -32,14 +31,26 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from mimodel.artifact import ArtifactSpec, save_artifact
 from mimodel.config import RunConfig, TrainingConfig, dump_config, load_config
 from mimodel.data.pairs import PairBatch, PairSource, prefetched
 from mimodel.errors import TrainingError
 from mimodel.methods.base import Method, Player
+from mimodel.metrics import MetricsFile, draw_curves, read_metrics
 from mimodel.networks import inference_dtype
+from mimodel.parallel import (
+    BatchNorm,
+    agreed,
+    average_gradients,
+    is_first,
+    mean_over_processes,
+    of_first,
+    process_group,
+    processes,
+    rows,
+    wait_for_all,
+)
 
 Report = Callable[[int, int, Mapping[str, float]], None]
 """Called after each step with (steps done, steps in all, latest figures)."""
@@ -63,37 +74,64 @@ def train(config: RunConfig, folder: Path, report: Report) -> TrainingResult:
     """Train or continue the run in `folder` and, at its end, write its artifact.
 
     SIGINT and SIGTERM stop it after the step in hand, with a checkpoint; `finished` is then False.
+    Started by torchrun, the processes share each batch; the first of them writes, into a folder
+    that all of them see.
     """
+    device = _device(config.training)
+    with process_group(device), _arithmetic(config.training):
+        return _train(config, folder, report, device)
+
+
+def _train(config: RunConfig, folder: Path, report: Report, device: torch.device) -> TrainingResult:
     _check_folder(config, folder)
     settings = config.training
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    if settings.batch_size % processes():
+        raise TrainingError(
+            f"a batch of {settings.batch_size} pairs cannot be shared by {processes()} processes "
+            "alike; choose a training.batch_size that they divide"
+        )
     source = config.data.open(settings.seed, config.method.normalisation())
-    run = _Run.start(config, source)
-    # Only now: a wrong path in the configuration leaves no folder that belongs to it.
-    _claim(config, folder)
+    run = _Run.start(config, source, device)
+    wait_for_all()
+    if is_first():
+        # Only now: a wrong path in the configuration leaves no folder that belongs to it.
+        _claim(config, folder)
     run.resume(folder)
     artifacts = tuple(folder / name for name in run.method.learnt())
     if run.over and all(artifact.exists() for artifact in artifacts):
         # A head that a probe has put into the artifact would be lost.
         latest = (read_metrics(folder / "metrics.jsonl") or [{}])[-1]
         return TrainingResult(folder, run.step, True, latest, run.seconds, artifacts)
-    with _MetricsFile(folder, run.step) as metrics, _stop_signals() as stop:
-        steps = range(run.step, run.step if run.over else settings.iterations)
-        for batch in prefetched(source, steps, settings.batch_size):
+    wait_for_all()
+    figures, finished = _loop(run, source, folder, report)
+    if not finished:
+        return TrainingResult(folder, run.step, False, figures, run.seconds)
+    if is_first():
+        draw_curves(folder / "metrics.jsonl", folder / "curves.png")
+        _write_artifacts(config, source, run, folder)
+    wait_for_all()
+    return TrainingResult(folder, run.step, True, figures, run.seconds, artifacts)
+
+
+def _loop(
+    run: "_Run", source: PairSource, folder: Path, report: Report
+) -> tuple[Mapping[str, float], bool]:
+    """Steps until the run is over or a signal stops it; the latest figures, and which it was."""
+    settings = run.settings
+    steps = range(run.step, run.step if run.over else settings.iterations)
+    own = rows(settings.batch_size)
+    with MetricsFile(folder, run.step, writes=is_first()) as metrics, _stop_signals() as stop:
+        for batch in prefetched(source, steps, settings.batch_size, own):
             run.advance(batch)
-            if run.step % settings.log_every == 0 or run.over:
+            over, stopped = agreed((run.over, stop.requested))
+            if run.step % settings.log_every == 0 or over:
                 metrics.write(run.step, run.figures())
             report(run.step, settings.iterations, metrics.latest)
-            if stop.requested or run.over or run.step % settings.checkpoint_every == 0:
+            if stopped or over or run.step % settings.checkpoint_every == 0:
                 run.save(folder)
-            if run.over:
-                break
-            if stop.requested:
-                return TrainingResult(folder, run.step, False, metrics.latest, run.seconds)
-    draw_curves(folder / "metrics.jsonl", folder / "curves.png")
-    _write_artifacts(config, source, run, folder)
-    return TrainingResult(folder, run.step, True, metrics.latest, run.seconds, artifacts)
+            if over or stopped:
+                return metrics.latest, over
+        return metrics.latest, True
 
 
 @final
@@ -111,16 +149,20 @@ class _Run:
     step: int = 0
     seconds: float = 0.0
     sums: dict[str, Tensor] = field(default_factory=dict)
+    broken: dict[str, Tensor] = field(default_factory=dict)
+    """The first step at which something was not finite; infinite where all was."""
     summed: int = 0
 
     @classmethod
-    def start(cls, config: RunConfig, source: PairSource) -> "_Run":
+    def start(cls, config: RunConfig, source: PairSource, device: torch.device) -> "_Run":
         settings = config.training
-        device = _device(settings)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             method = config.method.build(len(source.normalisation.bands), source.image_size)
         method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for module in method.modules():
+            if isinstance(module, BatchNorm):
+                module.joint = settings.batch_norm == "joint"
         optimisers = [
             torch.optim.Adam(
                 player.parameters,
@@ -146,13 +188,29 @@ class _Run:
                 terms = self._terms(player, batch, generator)
                 optimiser.zero_grad()
                 torch.stack(list(terms.values())).sum().backward(inputs=list(player.parameters))
+                average_gradients(player.parameters)
+                self._guard(terms, player)
                 optimiser.step()
             for name, term in terms.items():
                 # Left on the device: fetching a number would wait for the step to end.
                 self.sums[name] = self.sums.get(name, 0) + term.detach()
         self.step += 1
         self.summed += 1
-        self.seconds += time.perf_counter() - started
+        # One clock, since the learning rate may follow it.
+        self.seconds = of_first(self.seconds + time.perf_counter() - started)
+
+    def _guard(self, terms: Mapping[str, Tensor], player: Player) -> None:
+        """Note the first step at which a term or a gradient is not finite; read with the figures,
+        because to look at each step would wait for it to end."""
+        gradients = [p.grad for p in player.parameters if p.grad is not None]
+        watched = {
+            **{f"the term {name!r}": term for name, term in terms.items()},
+            f"the gradient of {player.name!r}": torch.nn.utils.get_total_norm(gradients),
+        }
+        for name, value in watched.items():
+            before = self.broken.get(name, value.new_full((), math.inf))
+            here = torch.where(torch.isfinite(value.detach()), math.inf, float(self.step + 1))
+            self.broken[name] = torch.minimum(before, here)
 
     @property
     def done(self) -> float:
@@ -172,16 +230,18 @@ class _Run:
         return {**means, "total": sum(v for name, v in means.items() if name not in others)}
 
     def _means(self) -> dict[str, float]:
-        """Means of the terms since the last figures; one that is not finite ends the run."""
-        means = {name: float(total) / self.summed for name, total in self.sums.items()}
-        for name, mean in means.items():
-            if not np.isfinite(mean):
-                raise TrainingError(
-                    f"the term {name!r} became {mean} between steps {self.step - self.summed} and "
-                    f"{self.step}; the checkpoint before is kept. Try precision float32 or a lower "
-                    "learning rate"
-                )
-        return means
+        """Means of the terms since the last figures; what is not finite ends the run."""
+        first = {name: float(step) for name, step in self.broken.items()}
+        earliest = min(first, key=lambda name: first[name], default=None)
+        if earliest is not None and math.isfinite(first[earliest]):
+            raise TrainingError(
+                f"{earliest} is not finite at step {first[earliest]:.0f}; the checkpoint before is "
+                "kept. Try precision float32 or a lower learning rate"
+            )
+        return {
+            name: float(mean_over_processes(total)) / self.summed
+            for name, total in self.sums.items()
+        }
 
     def resume(self, folder: Path) -> None:
         """Take over the state of the folder's checkpoint, if it has one."""
@@ -214,11 +274,14 @@ class _Run:
         """Write the checkpoint; a kill in the middle, or a term that is not finite, leaves the one
         before."""
         self._means()
+        sums = {name: mean_over_processes(total) for name, total in self.sums.items()}
+        if not is_first():
+            return
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "data": self.data,
-            "sums": self.sums,
+            "sums": sums,
             "summed": self.summed,
             "method": self.method.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -252,66 +315,6 @@ class _Run:
         return images.to(self.device).contiguous(memory_format=torch.channels_last)
 
 
-@final
-class _MetricsFile:
-    """metrics.jsonl and TensorBoard, without the lines that a resumed run will write again."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        self._path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(self._path) if line["step"] <= step]
-        self.latest: dict[str, float] = kept[-1] if kept else {}
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        self.latest = {"step": step, **figures}
-        with self._path.open("a") as file:
-            file.write(json.dumps(self.latest) + "\n")
-        for name, value in figures.items():
-            self._board.add_scalar(name, value, step)
-
-    def __enter__(self) -> "_MetricsFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._board.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Lines of a metrics.jsonl; none where there is no file. A torn last line is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
-def draw_curves(metrics: Path, picture: Path) -> None:
-    """Each term of the objective over the steps, one panel a term."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    lines = read_metrics(metrics)
-    names = [name for name in lines[-1] if name != "step"] if lines else []
-    figure, axes = plt.subplots(
-        1, max(len(names), 1), figsize=(3.2 * max(len(names), 1), 2.6), squeeze=False
-    )
-    for axis, name in zip(axes[0], names, strict=False):
-        axis.plot([line["step"] for line in lines], [line[name] for line in lines], lw=1)
-        axis.set(title=name, xlabel="step")
-        axis.grid(alpha=0.3)
-    figure.suptitle("weighted terms, minimised", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(picture, dpi=130)
-    plt.close(figure)
-
-
 def _check_folder(config: RunConfig, folder: Path) -> None:
     """Refuse a folder that belongs to another configuration."""
     path = folder / "config.yaml"
@@ -331,6 +334,22 @@ def _claim(config: RunConfig, folder: Path) -> None:
         raise TrainingError(f"cannot write the run folder {folder}: {error}") from error
 
 
+@contextmanager
+def _arithmetic(settings: TrainingConfig) -> Iterator[None]:
+    """Threads and algorithms as the settings say; the algorithms as before, afterwards."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    before = torch.are_deterministic_algorithms_enabled()
+    if settings.deterministic:
+        # cuBLAS is deterministic only with a workspace of a fixed size, chosen before it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(settings.deterministic or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -338,11 +357,12 @@ def _device_name(device: torch.device) -> str:
 
 
 def _device(settings: TrainingConfig) -> torch.device:
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if settings.device == "cuda" and not torch.cuda.is_available():
+    wanted = settings.device
+    if wanted == "cuda" and not torch.cuda.is_available():
         raise TrainingError("training.device is cuda, but no GPU is visible; use cpu or auto")
-    return torch.device(settings.device)
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 @dataclass
@@ -385,6 +405,7 @@ def _write_artifacts(config: RunConfig, source: PairSource, run: _Run, folder: P
                 "crossmi": version("crossmi"),
                 "torch": str(torch.__version__),
                 "device": _device_name(run.device),
+                "processes": str(processes()),
                 "precision": str(run.autocast).removeprefix("torch."),
             },
             **learnt.fields,

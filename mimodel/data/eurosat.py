@@ -149,7 +149,7 @@ class EuroSatPairs:
             "level": "L1C, top of atmosphere, reflectance clipped at 0.275",
         }
 
-    def batch(self, step: int, size: int) -> PairBatch:
+    def batch(self, step: int, size: int, rows: slice = slice(None)) -> PairBatch:
         if size > len(self._grey):
             raise DataError(
                 f"a batch of {size} pairs needs as many images, and there are {len(self._grey)} "
@@ -160,7 +160,7 @@ class EuroSatPairs:
         generator = Generator().manual_seed(int(rng.integers(2**62)))
         reflectance = self._grey[torch.from_numpy(chosen)] * REFLECTANCE_PER_GREY
         x, y = (self._acquire(reflectance, generator) for _ in range(2))
-        return PairBatch(x, y)
+        return PairBatch(x[rows], y[rows])
 
     def _acquire(
         self, reflectance: Float[Tensor, "batch band row col"], generator: Generator

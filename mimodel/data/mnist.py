@@ -64,12 +64,20 @@ class Digits:
 
 def read_digits(folder: Path, split: Literal["train", "t10k"]) -> Digits:
     """One split from MNIST's idx files, compressed (.gz) or not, verified by their MD5."""
+    grey, unsorted = read_in_file_order(folder, split)
+    label, order = unsorted.sort(stable=True)
+    count = torch.bincount(label, minlength=10)
+    return Digits(grey[order], label, count.cumsum(0) - count, count)
+
+
+def read_in_file_order(
+    folder: Path, split: Literal["train", "t10k"]
+) -> tuple[UInt8[Tensor, "image 28 28"], Int64[Tensor, " image"]]:
+    """Images and labels of one split, row i being MNIST's image i."""
     images = _read(folder, f"{split}-images-idx3-ubyte", header=16)
     labels = _read(folder, f"{split}-labels-idx1-ubyte", header=8)
-    label, order = torch.from_numpy(labels.astype(np.int64)).sort(stable=True)
-    grey = torch.from_numpy(images.reshape(-1, 28, 28).copy())[order]
-    count = torch.bincount(label, minlength=10)
-    return Digits(grey, label, count.cumsum(0) - count, count)
+    grey = torch.from_numpy(images.reshape(-1, 28, 28).copy())
+    return grey, torch.from_numpy(labels.astype(np.int64))
 
 
 def coloured(
@@ -116,14 +124,15 @@ class ColoredMnistPairs:
             "pixels": "colours from 0 to 1",
         }
 
-    def batch(self, step: int, size: int) -> PairBatch:
-        """`size` pairs, a function of the seed and of `step`."""
+    def batch(self, step: int, size: int, rows: slice = slice(None)) -> PairBatch:
+        """`rows` of `size` pairs, a function of the seed and of `step`."""
         seed = np.random.SeedSequence([self._seed, 1, step]).generate_state(1)
         generator = Generator().manual_seed(int(seed[0]))
         digits = self._digits
         x = torch.randint(len(digits.label), (size,), generator=generator)
         y = x if self._same_image else self._other_of_class(x, generator)
-        colours = torch.randint(len(COLOURS), (2, size), generator=generator)
+        colours = torch.randint(len(COLOURS), (2, size), generator=generator)[:, rows]
+        x, y = x[rows], y[rows]
         return PairBatch(
             _normalised(coloured(digits.grey[x], colours[0], "x")),
             _normalised(coloured(digits.grey[y], colours[1], "y")),

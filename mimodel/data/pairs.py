@@ -30,7 +30,8 @@ class PairSource(Protocol):
     """A data set of pairs.
 
     `batch` is a function of the step alone (and of the seed the source was made with): a resumed
-    run sees the very batches that an uninterrupted one would have seen.
+    run sees the very batches that an uninterrupted one would have seen. Of these `size` pairs it
+    makes those that `rows` names: each of several processes needs its own.
     """
 
     @property
@@ -44,7 +45,7 @@ class PairSource(Protocol):
         """What the pairs are, for the artifact's provenance."""
         ...
 
-    def batch(self, step: int, size: int) -> PairBatch: ...
+    def batch(self, step: int, size: int, rows: slice = slice(None)) -> PairBatch: ...
 
 
 ORIENTATIONS = 8
@@ -63,13 +64,17 @@ def turned(
     return out
 
 
-def prefetched(source: PairSource, steps: range, size: int) -> Iterator[PairBatch]:
+def prefetched(
+    source: PairSource, steps: range, size: int, rows: slice = slice(None)
+) -> Iterator[PairBatch]:
     """The batches of `steps` in order, each made in a thread while the one before is used."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairs") as pool:
         upcoming = None
         for step in steps:
-            current = upcoming or pool.submit(source.batch, step, size)
-            upcoming = pool.submit(source.batch, step + 1, size) if step + 1 in steps else None
+            current = upcoming or pool.submit(source.batch, step, size, rows)
+            upcoming = None
+            if step + 1 in steps:
+                upcoming = pool.submit(source.batch, step + 1, size, rows)
             yield current.result()
 
 

@@ -112,8 +112,8 @@ class CubePairs:
             "level": "as the cube's products (L1C: top of atmosphere)",
         }
 
-    def batch(self, step: int, size: int) -> PairBatch:
-        """`size` pairs, a function of the seed and of `step`."""
+    def batch(self, step: int, size: int, rows: slice = slice(None)) -> PairBatch:
+        """`rows` of `size` pairs, a function of the seed and of `step`."""
         if size > len(self.places):
             raise DataError(
                 f"a batch of {size} pairs needs as many places, and {self.cube.path} has "
@@ -122,6 +122,8 @@ class CubePairs:
         rng = np.random.default_rng([self._seed, 1, step])
         chosen = rng.choice(len(self.places), size, replace=False)
         dates = np.stack([rng.choice(self._dates[place], 2, replace=False) for place in chosen])
+        turns = rng.integers(ORIENTATIONS, size=size) if self._turn else np.zeros(size, np.int64)
+        chosen, dates, turns = chosen[rows], dates[rows], turns[rows]
         if self._memory is not None:
             x, y = (self._memory[chosen, dates[:, side]] for side in (0, 1))
         else:
@@ -130,8 +132,8 @@ class CubePairs:
             x, y = (side[:, self._band_index] for side in sides)
         pair = self._tensor(x), self._tensor(y)
         if self._turn:
-            turns = torch.from_numpy(rng.integers(ORIENTATIONS, size=size))
-            pair = turned(pair[0], turns), turned(pair[1], turns)
+            way = torch.from_numpy(turns)
+            pair = turned(pair[0], way), turned(pair[1], way)
         return PairBatch(*pair)
 
     def _tensor(self, stored: Stored) -> torch.Tensor:

@@ -23,11 +23,11 @@ from mimodel.networks import (
 from mimodel.objectives import (
     AdversarialForm,
     adversarial_term,
-    derangement,
     discriminator_loss,
     jsd_mutual_information,
     representation_distance,
 )
+from mimodel.parallel import gathered, joint_derangement, rows
 
 
 def pair_information(
@@ -38,12 +38,15 @@ def pair_information(
 ) -> Float[Tensor, ""]:
     """Equation 3 or 4 (by the network) of a feature map and a representation.
 
-    The product of the marginals pairs each feature map with the representation that `order` names;
-    both terms share the network's two sides.
+    The product of the marginals pairs each feature map with the representation that `order` names,
+    a row of the joint batch of all processes; both terms share the network's two sides.
     """
     feature = network.feature_side(feature_map)
-    side = network.representation_side(representation)
-    return jsd_mutual_information(network.score(feature, side), network.score(feature, side[order]))
+    joint = gathered(representation)
+    side = network.representation_side(joint)
+    return jsd_mutual_information(
+        network.score(feature, side[rows(len(joint))]), network.score(feature, side[order])
+    )
 
 
 @final
@@ -97,7 +100,7 @@ class SharedStage(Method):
         c_x, s_x = self.x.encoder(batch.x)
         c_y, s_y = self.y.encoder(batch.y)
         with_x, with_y = (s_y, s_x) if self.switched else (s_x, s_y)
-        order = derangement(len(batch.x), generator)
+        order = joint_derangement(len(batch.x), generator)
         global_ = pair_information(self.x.global_statistics, c_x, with_x, order) + pair_information(
             self.y.global_statistics, c_y, with_y, order
         )
@@ -217,7 +220,7 @@ class ExclusiveStage(Method):
     ) -> dict[str, Tensor]:
         if player.name == "discriminator":
             return {"discriminator": self._discrimination(generator)}
-        order = derangement(len(batch.x), generator)
+        order = joint_derangement(len(batch.x), generator)
         self._latest = []
         terms = [
             self._information(networks, images, order)
@@ -242,10 +245,11 @@ class ExclusiveStage(Method):
 
     def _discrimination(self, generator: Generator) -> Tensor:
         """Both discriminators' cross-entropy; real pairs have the E of another image."""
-        order = derangement(len(self._latest[0][0]), generator)
+        order = joint_derangement(len(self._latest[0][0]), generator)
         losses = [
             discriminator_loss(
-                real=networks.discriminator(s, e[order]), fake=networks.discriminator(s, e)
+                real=networks.discriminator(s, gathered(e)[order]),
+                fake=networks.discriminator(s, e),
             )
             for networks, (s, e) in zip((self.x, self.y), self._latest, strict=True)
         ]

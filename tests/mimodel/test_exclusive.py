@@ -22,10 +22,11 @@ from mimodel.config import (
 from mimodel.data.pairs import LabelledPatches, PairBatch
 from mimodel.errors import ConfigError, InputError, TrainingError
 from mimodel.methods.infomax import ExclusiveNetworks, ExclusiveStage
+from mimodel.metrics import read_metrics
 from mimodel.normalisation import Normalisation
 from mimodel.objectives import AdversarialForm, derangement
 from mimodel.probe import feature_sets
-from mimodel.train import read_metrics, train
+from mimodel.train import train
 from tests.mimodel import textbook
 from tests.mimodel.archives import write_archive
 
@@ -33,7 +34,7 @@ PAIRS = 5
 ALPHA, BETA, ADVERSARIAL = 0.5, 1.0, 0.05
 
 
-def _shared(folder: Path, seed: int) -> Artifact:
+def make_shared(folder: Path, seed: int) -> Artifact:
     torch.manual_seed(seed)
     spec = ArtifactSpec(
         name="shared",
@@ -55,7 +56,7 @@ def _shared(folder: Path, seed: int) -> Artifact:
 def _stage(
     folder: Path, domains: int = 2, form: AdversarialForm = "non-saturating"
 ) -> ExclusiveStage:
-    shared = [_shared(folder / str(domain), domain) for domain in range(domains)]
+    shared = [make_shared(folder / str(domain), domain) for domain in range(domains)]
     torch.manual_seed(11)
     stage = ExclusiveStage(
         shared,
@@ -276,7 +277,7 @@ def test_an_exclusive_run_stopped_and_resumed_equals_an_uninterrupted_one(tmp_pa
 
 
 def test_moves_of_the_discriminator_are_counted(tmp_path: Path) -> None:
-    shared = [_shared(tmp_path, 0)]
+    shared = [make_shared(tmp_path, 0)]
     stage = ExclusiveStage(
         shared, representation=3, alpha=1, beta=1, adversarial=1, form="saturating",
         discriminator_steps=3, discriminator_rate=1e-3,
@@ -294,7 +295,7 @@ def test_a_wrong_path_leaves_no_run_folder(tmp_path: Path) -> None:
 
 
 def test_a_shared_encoder_of_other_images_is_an_error(tmp_path: Path) -> None:
-    _shared(tmp_path / "artifact", 0)
+    make_shared(tmp_path / "artifact", 0)
     method = ExclusiveStageConfig(name="infomax-exclusive", shared=tmp_path)
     with pytest.raises(ConfigError, match="train the shared stage on the same data first"):
         method.build(4, (64, 64))

@@ -14,6 +14,7 @@ from mimodel.networks import (
     GlobalStatistics,
     LocalStatistics,
 )
+from mimodel.parallel import BatchNorm
 from tests.mimodel import textbook
 
 
@@ -40,7 +41,7 @@ def test_encoder_layers_have_the_shapes_of_the_table(
             seen.append(tuple(x.shape[1:]))
     assert seen == shapes
     assert spec.feature_shape == shapes[-1]
-    block = [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU]
+    block = [nn.Conv2d, BatchNorm, nn.LeakyReLU]
     assert kinds == [nn.Conv2d, nn.LeakyReLU, *block * (len(shapes) - 1)]
     convolutions = [layer for layer in encoder.convolutions if isinstance(layer, nn.Conv2d)]
     assert [layer.kernel_size for layer in convolutions] == [(4, 4)] * len(shapes)

@@ -13,7 +13,8 @@ import torch
 from mimodel.artifact import Artifact, HeadSpec, Networks
 from mimodel.config import EuroSatConfig, RunConfig, SharedStageConfig, TrainingConfig
 from mimodel.errors import TrainingError
-from mimodel.train import read_metrics, train
+from mimodel.metrics import read_metrics
+from mimodel.train import train
 from tests.mimodel.archives import write_archive
 
 
@@ -189,7 +190,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_term(
     archive: Path, tmp_path: Path
 ) -> None:
     config = _config(archive, learning_rate=1e30, precision="float32")
-    with pytest.raises(TrainingError, match=r"term '\w+' became (nan|inf|-inf) between steps"):
+    with pytest.raises(
+        TrainingError, match=r"(term|gradient of) '\w+' is not finite at step [23];"
+    ):
         train(config, tmp_path / "wild", _ignore)
 
 
