@@ -18,7 +18,15 @@ from mimodel.artifact import Artifact, HeadSpec, Networks, frozen
 from mimodel.data.pairs import LabelledPatches
 from mimodel.errors import DataError
 from mimodel.networks import Classifier
-from mimodel.readouts import Features, Labels, bootstrap_interval, read_out, standardised
+from mimodel.readouts import (
+    Features,
+    Labels,
+    bootstrap_interval,
+    linear,
+    nearest_neighbours,
+    read_out,
+    standardised,
+)
 
 PERCENTILES = (10, 25, 50, 75, 90)
 _NEIGHBOURS = 5
@@ -51,6 +59,8 @@ class ProbeReport:
     """Test patches in all: places seen at several dates."""
     retrieval: tuple[Score, ...]
     """Top-1: the same place at another date, among all test patches of other places."""
+    across_dates: tuple[Score, ...] = ()
+    """Probes fitted on some dates and asked at others."""
 
     def to_markdown(self) -> str:
         """The figures as a table, with what they were measured on."""
@@ -64,6 +74,16 @@ class ProbeReport:
             "|---|---|--:|",
             *[_row(score) for score in self.scores],
         ]
+        if self.across_dates:
+            lines += [
+                "",
+                "At dates that the probe has not seen: fitted on the earlier half of the dates and "
+                "asked at the later one, and the other way round:",
+                "",
+                "| features | probe | accuracy |",
+                "|---|---|--:|",
+                *[_row(score) for score in self.across_dates],
+            ]
         if self.retrieval:
             lines += [
                 "",
@@ -130,6 +150,7 @@ def probe(
         majority=float((data.label[test] == shares.argmax()).mean()),
         scores=tuple(scores),
         retrieval=retrieval_scores(artifact, data, features, seed=seed),
+        across_dates=across_dates(data, features),
     )
     return result, _with_head(artifact, head, data.classes, classifier)
 
@@ -145,6 +166,36 @@ def image_statistics(reflectance: npt.NDArray[np.float32]) -> Features:
     parts = [np.nanmean(pixels, -1), np.nanstd(pixels, -1)]
     parts += list(np.nanpercentile(pixels, PERCENTILES, axis=-1))
     return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def across_dates(data: LabelledPatches, features: Mapping[str, Features]) -> tuple[Score, ...]:
+    """How well a class is told at dates whose look no training patch has shown.
+
+    Probes fitted on the training places at the earlier half of all dates answer for the test places
+    at the later half, and the other way round; right answers of both are counted together. Nothing
+    where a half lacks test patches or has fewer than two classes to learn.
+    """
+    train, test = data.split == "train", data.split == "test"
+    seen = np.unique(data.date)
+    early = np.isin(data.date, seen[: len(seen) // 2])
+    ways = [(train & half, test & ~half) for half in (early, ~early)]
+    if any(len(np.unique(data.label[fit])) < 2 or not ask.any() for fit, ask in ways):
+        return ()
+    place = np.concatenate([data.place[ask] for _, ask in ways])
+    scores = []
+    for name, values in features.items():
+        right: dict[str, list[npt.NDArray[np.bool_]]] = {f"kNN ({_NEIGHBOURS})": [], "linear": []}
+        for fit, ask in ways:
+            scaled, label = standardised(values, fit), data.label
+            nearest = nearest_neighbours(scaled[fit], label[fit], scaled[ask], _NEIGHBOURS)
+            right[f"kNN ({_NEIGHBOURS})"].append(np.equal(nearest, label[ask]))
+            right["linear"].append(
+                np.equal(linear(scaled[fit], label[fit], scaled[ask]), label[ask])
+            )
+        scores += [
+            _score(kind, name, np.concatenate(parts), place) for kind, parts in right.items()
+        ]
+    return tuple(scores)
 
 
 def retrieval_scores(

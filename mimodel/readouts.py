@@ -81,7 +81,7 @@ def read_out(
     )
     by_probe = {
         **{f"kNN ({k})": nearest_neighbours(x, y, scaled[test], k) for k in neighbours},
-        "linear": _linear(x, y, scaled[test]),
+        "linear": linear(x, y, scaled[test]),
         MLP: answers(network, features[test]),
     }
     return ReadOut(by_probe, network, curve)
@@ -146,7 +146,8 @@ def nearest_neighbours(x: Features, y: Labels, test: Features, neighbours: int) 
     return classes
 
 
-def _linear(x: Features, y: Labels, test: Features) -> Labels:
+def linear(x: Features, y: Labels, test: Features) -> Labels:
+    """The classes that a logistic regression of `y` on `x` gives `test`."""
     from sklearn.linear_model import LogisticRegression
 
     classes: Labels = LogisticRegression(max_iter=2000).fit(x, y).predict(test)

@@ -1,5 +1,6 @@
 """Probes find what is there and nothing else."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from mimodel.artifact import Artifact
 from mimodel.data.pairs import LabelledPatches
 from mimodel.errors import DataError
 from mimodel.probe import (
+    across_dates,
     draw_retrieval,
     feature_sets,
     image_statistics,
@@ -178,3 +180,30 @@ def test_a_probing_needs_both_splits(artifact: Artifact) -> None:
     )
     with pytest.raises(DataError, match="0 test"):
         probe(artifact, only_train, {}, head="h", iterations=1, seed=0, report=lambda _: None)
+
+
+def test_what_holds_at_every_date_is_told_at_dates_never_seen() -> None:
+    """Features that turn with the season fool a probe; those that stay do not."""
+    rng = np.random.default_rng(0)
+    place = np.repeat(np.arange(120), 4)
+    date = np.tile(np.arange(4), 120)
+    label = place % 3
+    stays = np.eye(3)[label] * 6 + rng.normal(size=(480, 3))
+    # At the later dates, each class looks as the next one did at the earlier.
+    turns = np.eye(3)[(label + (date >= 2)) % 3] * 6 + rng.normal(size=(480, 3))
+    data = LabelledPatches(
+        reflectance=np.zeros((480, 1, 1, 1), np.float32),
+        label=label,
+        place=place,
+        date=date,
+        split=np.where(place < 80, "train", "test"),
+        classes=("a", "b", "c"),
+    )
+    features = {"stays": stays.astype(np.float32), "turns": turns.astype(np.float32)}
+    found = {(one.features, one.probe): one for one in across_dates(data, features)}
+    for probe_name in ("kNN (5)", "linear"):
+        assert found["stays", probe_name].accuracy > 0.95
+        assert found["turns", probe_name].accuracy < 0.05
+        assert found["stays", probe_name].low <= found["stays", probe_name].accuracy
+    one_date = replace(data, date=np.zeros_like(date))
+    assert across_dates(one_date, features) == ()
