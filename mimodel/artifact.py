@@ -73,9 +73,10 @@ class ArtifactSpec(BaseModel):
     """Names and dimensions of what `Artifact.embed` gives."""
     exclusive_encoder: EncoderSpec | None = None
     """The second stage's, where there was one."""
-    alpha: float
-    """Weight of the global terms of equation 5, in training and in similarity alike."""
-    beta: float
+    alpha: float | None = None
+    """Weight of the global terms of equation 5, in training and in similarity alike. None, as is
+    `beta`, where no statistics networks were learnt: such a model gives no similarity."""
+    beta: float | None = None
     """Weight of the local terms."""
     heads: dict[_HeadName, HeadSpec] = {}
     provenance: dict[str, str] = {}
@@ -90,6 +91,8 @@ class ArtifactSpec(BaseModel):
         encoders = {"shared": self.encoder}
         if self.exclusive_encoder:
             encoders["exclusive"] = self.exclusive_encoder
+        if (self.alpha is None) != (self.beta is None):
+            raise ValueError("alpha and beta stand together, with the statistics networks")
         if self.representations != {n: e.representation for n, e in encoders.items()}:
             raise ValueError(
                 f"representations {self.representations} of encoders that give "
@@ -121,8 +124,9 @@ class Networks(nn.Module):
         super().__init__()
         features, dimension = spec.encoder.feature_shape, spec.encoder.representation
         self.encoder = Encoder(spec.encoder)
-        self.global_statistics = GlobalStatistics(features, dimension)
-        self.local_statistics = LocalStatistics(features, dimension)
+        statistics = spec.alpha is not None
+        self.global_statistics = GlobalStatistics(features, dimension) if statistics else None
+        self.local_statistics = LocalStatistics(features, dimension) if statistics else None
         self.exclusive_encoder = Encoder(spec.exclusive_encoder) if spec.exclusive_encoder else None
         self.heads = nn.ModuleDict(
             {

@@ -180,6 +180,32 @@ class ExclusiveStageConfig(_Model):
         return artifacts
 
 
+class VaeConfig(_Model):
+    """A variational autoencoder with the decoder of Table 20, to compare with."""
+
+    name: Literal["vae"]
+    representation: Annotated[int, Field(ge=1)] = 128
+    likelihood: Literal["bernoulli", "gaussian"] = "gaussian"
+    """The paper does not say which. bernoulli is for pixels that are -1 or 1."""
+
+    def normalisation(self) -> None:
+        """The data's own."""
+        return
+
+    def build(self, bands: int, image_size: tuple[int, int]) -> Method:
+        from mimodel.methods.vae import VariationalAutoencoder
+
+        if image_size[0] % 8 or image_size[1] % 8:
+            raise ConfigError(
+                f"the decoder of Table 20 makes images whose sides are multiples of 8, and these "
+                f"are {image_size[0]} x {image_size[1]}"
+            )
+        return VariationalAutoencoder(
+            EncoderSpec.for_images(bands, image_size, self.representation),
+            likelihood=self.likelihood,
+        )
+
+
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -214,7 +240,9 @@ BenchmarkConfig = ColoredMnistConfig
 """Data whose factors are all known."""
 BENCHMARKS = (ColoredMnistConfig,)
 DataConfig = Annotated[CubeConfig | EuroSatConfig | BenchmarkConfig, Field(discriminator="name")]
-MethodConfig = Annotated[SharedStageConfig | ExclusiveStageConfig, Field(discriminator="name")]
+MethodConfig = Annotated[
+    SharedStageConfig | ExclusiveStageConfig | VaeConfig, Field(discriminator="name")
+]
 
 
 class RunConfig(_Model):

@@ -1,4 +1,4 @@
-"""The networks of Sanchez et al. 2019, Tables 1 to 19 of the supplement, from one EncoderSpec.
+"""The networks of Sanchez et al. 2019, Tables 1 to 20 of the supplement, from one EncoderSpec.
 
 Settled where the tables are silent: LeakyReLU has a slope of 0.2, activations follow BatchNorm, and
 "the output of Conv k" is taken after both.
@@ -247,6 +247,40 @@ class Discriminator(nn.Module):
     ) -> Float[Tensor, " batch"]:
         hidden = self.hidden(torch.cat([shared, exclusive], 1))
         return _in_full(self.output, hidden).squeeze(-1)
+
+
+@final
+class Decoder(nn.Module):
+    """Table 20: from a representation to the logits or means of an image's pixels.
+
+    Its maps begin at an eighth of the image's sides. The table's last deconvolution, 4x4 at stride
+    1, keeps the size; the row and column that an even kernel adds are cut off at the end.
+    """
+
+    def __init__(self, representation: int, channels: int, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self._base = (512, image_size[0] // 8, image_size[1] // 8)
+        self.dense = nn.Linear(representation, math.prod(self._base))
+        self.deconvolutions = nn.Sequential(
+            BatchNorm(512),
+            nn.LeakyReLU(LEAKY_SLOPE),
+            *self._doubling(512, 256),
+            *self._doubling(256, 128),
+            *self._doubling(128, 64),
+            nn.ConvTranspose2d(64, channels, 4, 1, padding=1),
+        )
+
+    @staticmethod
+    def _doubling(channels: int, out: int) -> tuple[nn.Module, ...]:
+        deconvolution = nn.ConvTranspose2d(channels, out, 4, 2, padding=1, bias=False)
+        return deconvolution, BatchNorm(out), nn.LeakyReLU(LEAKY_SLOPE)
+
+    def forward(
+        self, representation: Float[Tensor, "batch dim"]
+    ) -> Float[Tensor, "batch band row col"]:
+        maps = self.dense(representation).unflatten(1, self._base)
+        image: Tensor = self.deconvolutions(maps)
+        return image[:, :, :-1, :-1]
 
 
 @final

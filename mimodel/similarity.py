@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mimodel.artifact import Artifact, inference_autocast
 from mimodel.errors import InputError
+from mimodel.networks import GlobalStatistics, LocalStatistics
 from mimodel.normalisation import select_bands
 from mimodel.objectives import joint_term
 
@@ -101,20 +102,34 @@ class _Places:
         size = artifact.spec.patch_size
         patches = np.stack([pixels[:, t : t + size, left : left + size] for t, left in corners])
         feature_map, representation = artifact.encode(artifact.network_input(patches, None))
+        global_, local = _statistics(artifact)
         with inference_autocast():
             return cls(
-                artifact.networks.global_statistics.feature_side(feature_map),
-                artifact.networks.global_statistics.representation_side(representation),
-                artifact.networks.local_statistics.feature_side(feature_map),
-                artifact.networks.local_statistics.representation_side(representation),
+                global_.feature_side(feature_map),
+                global_.representation_side(representation),
+                local.feature_side(feature_map),
+                local.representation_side(representation),
             )
+
+
+def _statistics(artifact: Artifact) -> tuple[GlobalStatistics, LocalStatistics]:
+    networks = artifact.networks
+    if networks.global_statistics is None or networks.local_statistics is None:
+        raise InputError(
+            "this model has no statistics networks and so no similarity; load one of the shared "
+            "stage"
+        )
+    return networks.global_statistics, networks.local_statistics
 
 
 def pair_scores(artifact: Artifact, x: _Places, y: _Places) -> Tensor:
     """Likeness of the places x (one, or as many) with the places y, one score a pair."""
     spec = artifact.spec
+    global_, local = _statistics(artifact)
+    assert spec.alpha is not None
+    assert spec.beta is not None
     with inference_autocast():
-        g, t = artifact.networks.global_statistics.score, artifact.networks.local_statistics.score
+        g, t = global_.score, local.score
         global_terms = joint_term(g(x.global_feature, y.global_representation)) + joint_term(
             g(y.global_feature, x.global_representation)
         )

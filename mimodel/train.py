@@ -420,12 +420,17 @@ def model_card(spec: ArtifactSpec, evaluation: str = "") -> str:
     """README.md of an artifact: what it reads, where it comes from, what it is good for."""
     pixels = spec.provenance.get("pixels", _REFLECTANCE)
     height, width = spec.encoder.image_size
-    lines = [
-        f"# {spec.name}",
-        "",
+    learnt = [
         "Learnt from pairs of images by mutual information (Sanchez, Serrurier, Ortner 2019).",
         "Shared is what both images of a pair have in common, such as the place at two dates;",
         "exclusive is what one of them has alone.",
+    ]
+    if spec.alpha is None:
+        learnt = ["A variational autoencoder: its one representation goes by the name of shared."]
+    lines = [
+        f"# {spec.name}",
+        "",
+        *learnt,
         "",
         f"- reads: {', '.join(spec.bands)} as {pixels}, {height} x {width} pixels",
         f"- gives: {', '.join(f'{n} ({d})' for n, d in spec.representations.items())}",
