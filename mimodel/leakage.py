@@ -6,7 +6,7 @@ others and no shared ones (Sanchez et al. 2019, Tables 1 to 4). Chance and the i
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mimodel.artifact import Artifact
+from mimodel.calibration import Estimate, information_of_pairs
 from mimodel.data.pairs import Domain, LabelledImages
 from mimodel.errors import DataError
 from mimodel.readouts import (
@@ -44,6 +45,8 @@ class LeakageMatrix:
     seed: int
     """Of the classifiers."""
     readings: tuple[Reading, ...]
+    information: Estimate | None = None
+    """What the statistics networks of the run say of its pairs."""
 
     def distance_to_ideal(self, representation: str, probe: str = MLP) -> float:
         """L1 distance between the accuracies and the ideal ones (section 5.1 of the paper)."""
@@ -74,8 +77,18 @@ class LeakageMatrix:
         for name in dict.fromkeys(name for name, probe in rows if probe == MLP):
             ideals = [f"{100 * (cells[name, MLP, factor].ideal or 0):.2f}" for factor in factors]
             lines.append(f"| {name} | *ideal* | {' | '.join(ideals)} | 0 |")
+        said = self.information
+        if said is not None:
+            closing = [
+                "",
+                f"Pairs of test images share {said.truth:.3f} nats; the global networks say "
+                f"{said.nats:.3f} (mean of T on pairs; equation 2 is {said.jsd:.3f}).",
+            ]
+        else:
+            closing = []
         chances = [f"{100 * cells[(*rows[0], factor)].chance:.2f}" for factor in factors]
-        return "\n".join([*lines, f"| – | *chance* | {' | '.join(chances)} | |"]) + "\n"
+        lines += [f"| – | *chance* | {' | '.join(chances)} | |", *closing]
+        return "\n".join(lines) + "\n"
 
 
 def measure(
@@ -95,8 +108,10 @@ def measure(
     """
     folder.mkdir(parents=True, exist_ok=True)
     matrices = []
+    labelled = {domain: images(domain) for domain in artifacts}
+    information = information_of_pairs(artifacts, labelled, seed=seed)
     for domain, artifact in artifacts.items():
-        data = images(domain)
+        data = labelled[domain]
         features = {
             name: artifact.embed(data.images, representation=name)
             for name in artifact.spec.representations
@@ -104,7 +119,7 @@ def measure(
         matrix = leakage_matrix(
             artifact.id, features, data, iterations=iterations, seed=seed, report=report
         )
-        matrices.append(matrix)
+        matrices.append(replace(matrix, information=information))
         draw_retrieval_sheet(features, data, folder / f"retrieval-{domain}.png", seed=seed)
         draw_learning_curves(matrix.readings, folder / f"learning-{domain}.png")
         if tsne:
@@ -194,7 +209,13 @@ def read_matrices(folder: Path) -> tuple[LeakageMatrix, ...]:
     try:
         figures = json.loads((folder / "leakage.json").read_text())
         return tuple(
-            LeakageMatrix(**{**one, "readings": tuple(map(_parsed, one["readings"]))})
+            LeakageMatrix(
+                **{
+                    **one,
+                    "readings": tuple(map(_parsed, one["readings"])),
+                    "information": one["information"] and Estimate(**one["information"]),
+                }
+            )
             for one in figures
         )
     except (OSError, ValueError, TypeError, KeyError):

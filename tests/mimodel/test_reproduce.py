@@ -81,6 +81,28 @@ def test_what_is_the_studys_own_cannot_be_set(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_each_study_names_configurations_that_exist_and_reads_them(name: str) -> None:
+    """What it sets is settable, and no two stages of one folder differ."""
+    study = STUDIES[name]
+    settings = {}
+    for stage in (stage for arm in study.arms for stage in arm.stages):
+        files = [
+            CONFIGS / "data" / f"{study.data}.yaml",
+            CONFIGS / "method" / f"{stage.method}.yaml",
+        ]
+        more = [*stage.overrides, "data.folder=x"]
+        if stage.stands_on:
+            more.append(f"method.shared={stage.stands_on}")
+        config = load_config(files, more)
+        assert settings.setdefault(stage.folder, config) == config
+    folders = [arm.folder for arm in study.arms]
+    assert len(set(folders)) == len(folders)
+    assert all(folder.startswith("leakage") for folder in folders)
+    for figures in study.published.values():
+        assert {arm for arm, *_ in figures} <= {arm.name for arm in study.arms}
+
+
 def _ignore(*_: object) -> None:
     pass
 

@@ -97,6 +97,9 @@ def test_a_turned_pair_is_the_pair_in_one_orientation(cube: Cube) -> None:
     seen = set()
     for step in range(8):
         still, moved = plain.batch(step, 12), turning.batch(step, 12)
+        part = turning.batch(step, 12, slice(3, 7))
+        assert torch.equal(part.x, moved.x[3:7])
+        assert torch.equal(part.y, moved.y[3:7])
         for x, y, x_turned, y_turned in zip(still.x, still.y, moved.x, moved.y, strict=True):
             views = [(k, flip) for k in range(4) for flip in (False, True)]
 
