@@ -198,6 +198,8 @@ class ExclusiveStageConfig(_Model):
     adversarial: Annotated[float, Field(ge=0)] = 0.01
     """The paper's lambda."""
     form: AdversarialForm = "non-saturating"
+    discriminator_inputs: Literal["as they are", "standardised"] = "as they are"
+    """standardised: over the batch. Ours."""
     discriminator_steps: Annotated[int, Field(ge=1)] = 1
     discriminator_rate: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the discriminator; none named: that of the run."""
@@ -224,6 +226,7 @@ class ExclusiveStageConfig(_Model):
             beta=self.beta,
             adversarial=self.adversarial,
             form=self.form,
+            discriminator_inputs=self.discriminator_inputs,
             discriminator_steps=self.discriminator_steps,
             discriminator_rate=self.discriminator_rate,
         )

@@ -29,6 +29,9 @@ from mimodel.objectives import (
 )
 from mimodel.parallel import gathered, joint_derangement, rows
 
+DiscriminatorInputs = Literal["as they are", "standardised"]
+"""Standardised over the batch, so that what E holds cannot hide in a dimension of small scale."""
+
 
 def pair_information(
     network: StatisticsNetwork,
@@ -172,8 +175,8 @@ class ExclusiveStage(Method):
     discriminators, which tell these from (S, E of another image). The second moves on the
     representations that the first has just made.
 
-    `shared` holds the artifacts of X and Y, or the one of both. `form`, `discriminator_steps` and
-    `discriminator_rate` are ours; the paper does not say.
+    `shared` holds the artifacts of X and Y, or the one of both. `form`, `discriminator_inputs`,
+    `discriminator_steps` and `discriminator_rate` are ours; the paper does not say.
     """
 
     def __init__(
@@ -185,11 +188,13 @@ class ExclusiveStage(Method):
         beta: float,
         adversarial: float,
         form: AdversarialForm,
+        discriminator_inputs: DiscriminatorInputs = "as they are",
         discriminator_steps: int = 1,
         discriminator_rate: float | None = None,
     ) -> None:
         super().__init__()
         self.alpha, self.beta, self.adversarial, self.form = alpha, beta, adversarial, form
+        self._discriminator_inputs = discriminator_inputs
         self._discriminator_steps = discriminator_steps
         self._discriminator_rate = discriminator_rate
         networks = [ExclusiveNetworks(artifact, representation) for artifact in shared]
@@ -235,13 +240,21 @@ class ExclusiveStage(Method):
         c_shared, s = networks.shared_encoded(images)
         c_exclusive, e = networks.encoder(images)
         c, r = torch.cat([c_shared, c_exclusive], 1), torch.cat([s, e], 1)
-        self._latest.append((s, e.detach()))
+        seen_s, seen_e = self._seen(s), self._seen(e)
+        self._latest.append((seen_s, seen_e.detach()))
         return {
             "global": -self.alpha * pair_information(networks.global_statistics, c, r, order),
             "local": -self.beta * pair_information(networks.local_statistics, c, r, order),
             "adversarial": self.adversarial
-            * adversarial_term(networks.discriminator(s, e), self.form),
+            * adversarial_term(networks.discriminator(seen_s, seen_e), self.form),
         }
+
+    def _seen(self, values: Tensor) -> Tensor:
+        """A representation as the discriminator reads it."""
+        if self._discriminator_inputs == "as they are":
+            return values
+        joint = gathered(values)
+        return (values - joint.mean(0)) / (joint.std(0, correction=0) + 1e-5)
 
     def _discrimination(self, generator: Generator) -> Tensor:
         """Both discriminators' cross-entropy; real pairs have the E of another image."""
@@ -261,7 +274,7 @@ class ExclusiveStage(Method):
         return {
             "shared_digest": " ".join(one.shared.representation_digest() for one in domains),
             "adversarial": f"{self.adversarial} {self.form}, discriminator steps "
-            f"{self._discriminator_steps}",
+            f"{self._discriminator_steps}, inputs {self._discriminator_inputs}",
         }
 
     def learnt(self) -> Mapping[str, Learnt]:

@@ -4,6 +4,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,7 +22,11 @@ from mimodel.config import (
 )
 from mimodel.data.pairs import LabelledPatches, PairBatch
 from mimodel.errors import ConfigError, InputError, TrainingError
-from mimodel.methods.infomax import ExclusiveNetworks, ExclusiveStage
+from mimodel.methods.infomax import (
+    DiscriminatorInputs,
+    ExclusiveNetworks,
+    ExclusiveStage,
+)
 from mimodel.metrics import read_metrics
 from mimodel.normalisation import Normalisation
 from mimodel.objectives import AdversarialForm, derangement
@@ -54,7 +59,10 @@ def make_shared(folder: Path, seed: int) -> Artifact:
 
 
 def _stage(
-    folder: Path, domains: int = 2, form: AdversarialForm = "non-saturating"
+    folder: Path,
+    domains: int = 2,
+    form: AdversarialForm = "non-saturating",
+    inputs: DiscriminatorInputs = "as they are",
 ) -> ExclusiveStage:
     shared = [make_shared(folder / str(domain), domain) for domain in range(domains)]
     torch.manual_seed(11)
@@ -65,6 +73,7 @@ def _stage(
         beta=BETA,
         adversarial=ADVERSARIAL,
         form=form,
+        discriminator_inputs=inputs,
     )
     return stage.double().train()
 
@@ -139,6 +148,31 @@ def test_the_discriminator_maximises_equation_9_with_e_of_another_image(tmp_path
             fake = networks.discriminator(s[one : one + 1], own).sigmoid()
             equation_9 = equation_9 + (real.log() + (1 - fake).log()).sum() / PAIRS
     torch.testing.assert_close(loss, -equation_9, atol=1e-9, rtol=1e-9)
+
+
+def test_a_standardised_discriminator_sees_e_whatever_its_scale(tmp_path: Path) -> None:
+    """Else the encoder could hide in a dimension what it is not to say there."""
+    batch, losses = _batch(), {}
+    for inputs in get_args(DiscriminatorInputs):
+        stage = _stage(tmp_path / inputs, inputs=inputs)
+        for scale in (1.0, 1e-2):
+            with torch.no_grad():
+                stage.x.encoder.output.weight[1] *= scale
+                stage.x.encoder.output.bias[1] *= scale
+            terms = stage.objective(stage.players[0], batch, Generator().manual_seed(4))
+            (loss,) = stage.objective(stage.players[1], batch, Generator().manual_seed(7)).values()
+            losses[inputs, scale] = torch.stack([terms["adversarial"], loss])
+    seen = "standardised"
+    torch.testing.assert_close(losses[seen, 1.0], losses[seen, 1e-2], rtol=1e-4, atol=1e-6)
+    assert (losses["as they are", 1.0] - losses["as they are", 1e-2]).abs().min() > 1e-4
+
+    stage = _stage(tmp_path / "again", inputs=seen)
+    expected = torch.zeros((), dtype=torch.float64)
+    for networks, images in ((stage.x, batch.x), (stage.y, batch.y)):
+        _, s, e = _encoded(networks, images)
+        s, e = ((one - one.mean(0)) / (one.std(0, correction=0) + 1e-5) for one in (s, e))
+        expected = expected - ADVERSARIAL * networks.discriminator(s, e).sigmoid().log().mean()
+    torch.testing.assert_close(losses[seen, 1.0][0], expected, atol=1e-9, rtol=1e-9)
 
 
 def test_each_player_moves_its_own_parameters_and_none_the_shared_encoder(tmp_path: Path) -> None:
