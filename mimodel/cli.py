@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 
 _SECONDS_BETWEEN_LINES = 15
+_EXTRAS = {"mujoco": "shapes3d", "h5py": "shapes3d", "openTSNE": "tsne"}
+"""Extras other than "train", by the packages that they bring."""
 
 
 class DataName(StrEnum):
@@ -274,7 +276,8 @@ def _one_sentence() -> Iterator[None]:
         typer.echo(f"mimodel: {error}", err=True)
         raise typer.Exit(2) from None
     except ModuleNotFoundError as error:
-        needs = f"this needs the package {error.name}; install crossmi[train]"
+        extra = _EXTRAS.get(error.name or "", "train")
+        needs = f"this needs the package {error.name}; install crossmi[{extra}]"
         typer.echo(f"mimodel: {needs}", err=True)
         raise typer.Exit(2) from None
     except OSError as error:

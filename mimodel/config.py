@@ -99,6 +99,24 @@ class ColoredMnistConfig(_Model):
         return labelled_mnist(self.folder, domain, seed=seed)
 
 
+class Shapes3DConfig(_Model):
+    """Pairs of one scale, shape and orientation in colours; see `mimodel.data.shapes3d`."""
+
+    name: Literal["shapes3d"]
+    folder: Path
+    """Holds what `mimodel data shapes3d` makes, of the real file or by rendering."""
+
+    def open(self, seed: int, normalisation: Normalisation | None = None) -> PairSource:
+        from mimodel.data.shapes3d import Shapes3DPairs
+
+        return Shapes3DPairs(self.folder, seed=seed, normalisation=normalisation)
+
+    def labelled(self, domain: Domain, seed: int) -> LabelledImages:
+        from mimodel.data.shapes3d import labelled_shapes3d
+
+        return labelled_shapes3d(self.folder, seed=seed)
+
+
 class _WordsConfig(_Model):
     """Words by many writers; pairs are of one hand. See `mimodel.data.words`."""
 
@@ -300,7 +318,9 @@ class TrainingConfig(_Model):
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
 
 
-BenchmarkConfig = ColoredMnistConfig | IamConfig | WriterDigitsConfig | FontWordsConfig
+BenchmarkConfig = (
+    ColoredMnistConfig | Shapes3DConfig | IamConfig | WriterDigitsConfig | FontWordsConfig
+)
 """Data whose factors are all known."""
 DataConfig = Annotated[CubeConfig | EuroSatConfig | BenchmarkConfig, Field(discriminator="name")]
 MethodConfig = Annotated[

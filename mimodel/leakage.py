@@ -74,7 +74,8 @@ class LeakageMatrix:
             control = any(cells[name, probe, factor].ideal is None for factor in factors)
             distance = "" if control else f"{self.distance_to_ideal(name, probe):.4f}"
             lines.append(f"| {name} | {probe} | {' | '.join(row)} | {distance} |")
-        for name in dict.fromkeys(name for name, probe in rows if probe == MLP):
+        wanted = [name for name, probe in rows if probe == MLP and name in ("shared", "exclusive")]
+        for name in wanted:
             ideals = [f"{100 * (cells[name, MLP, factor].ideal or 0):.2f}" for factor in factors]
             lines.append(f"| {name} | *ideal* | {' | '.join(ideals)} | 0 |")
         said = self.information
@@ -112,8 +113,10 @@ def measure(
     information = information_of_pairs(artifacts, labelled, seed=seed)
     for domain, artifact in artifacts.items():
         data = labelled[domain]
+        # An autoencoder has one representation, of which neither is wanted.
+        called = {"shared": "latent"} if artifact.spec.alpha is None else {}
         features = {
-            name: artifact.embed(data.images, representation=name)
+            called.get(name, name): artifact.embed(data.images, representation=name)
             for name in artifact.spec.representations
         }
         matrix = leakage_matrix(
@@ -124,7 +127,7 @@ def measure(
         draw_learning_curves(matrix.readings, folder / f"learning-{domain}.png")
         if tsne:
             report(f"t-SNE of the shared representation of {domain.upper()}")
-            draw_tsne(features["shared"], data, folder / f"tsne-{domain}.png", seed=seed)
+            draw_tsne(next(iter(features.values())), data, folder / f"tsne-{domain}.png", seed=seed)
     write_matrices(matrices, folder)
     return tuple(matrices)
 
@@ -138,7 +141,8 @@ def leakage_matrix(
     seed: int,
     report: Callable[[str], None],
 ) -> LeakageMatrix:
-    """Every factor read from every representation; what is not named "shared" is exclusive.
+    """Every factor read from every representation; of others than "shared" and "exclusive" nothing
+    is wanted.
 
     Where the images are few, nearest neighbours of raw pixels stand beside, as a control.
     """
@@ -149,7 +153,9 @@ def leakage_matrix(
     for factor, labels in data.factors.items():
         for representation, values in features.items():
             report(f"reading {factor} from the {representation} representation")
-            wanted = (factor in data.shared) == (representation == "shared")
+            wanted = None
+            if representation in ("shared", "exclusive"):
+                wanted = (factor in data.shared) == (representation == "shared")
             read = read_out(
                 values,
                 labels,

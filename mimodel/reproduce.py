@@ -179,7 +179,7 @@ def _page(
     lines = [
         f"# {study.title}",
         "",
-        f"{settings.seeds} seeds, {hours:.1f} hours of training.{variant}",
+        f"Seeds: {settings.seeds}; {hours:.1f} hours of training.{variant}",
         "",
         "| arm | run | iterations | the paper's |",
         "|---|---|--:|--:|",

@@ -34,7 +34,11 @@ class Arm:
     @property
     def folder(self) -> str:
         """Where the measures of this arm lie, beside the run folders."""
-        return self.stages[-1].folder.replace(self.stages[-1].kind, "leakage", 1)
+        last = self.stages[-1].folder
+        for kind in ("shared", "exclusive"):
+            if last.startswith(kind):
+                return f"leakage{last.removeprefix(kind)}"
+        return f"leakage-{last}"
 
 
 Reported = tuple[str, Domain, str, str]
@@ -171,7 +175,7 @@ _IAM = Study(
                     "exclusive": {"writer": 10.80, "word": 20.88},
                 },
             ),
-            **_of_arm("VAE", "x", {"shared": {"writer": 13.77, "word": 20.30}}),
+            **_of_arm("VAE", "x", {"latent": {"writer": 13.77, "word": 20.30}}),
         }
     },
 )

