@@ -4,7 +4,8 @@ None of them sees a test sample while it is fitted, and accuracies come with int
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,14 +111,26 @@ def fit_classifier(
         torch.manual_seed(seed)
         network = Classifier(features.shape[1], classes, hidden)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
-    for step in range(1, iterations + 1):
-        chosen = torch.randint(len(x), (min(64, len(x)),), generator=generator)
-        optimiser.zero_grad()
-        cross_entropy(network(x[chosen]), y[chosen]).backward()
-        optimiser.step()
-        if step % every == 0 or step == iterations:
-            watch(step, _folded(network, mean, std))
+    with _one_thread():
+        for step in range(1, iterations + 1):
+            chosen = torch.randint(len(x), (min(64, len(x)),), generator=generator)
+            optimiser.zero_grad()
+            cross_entropy(network(x[chosen]), y[chosen]).backward()
+            optimiser.step()
+            if step % every == 0 or step == iterations:
+                watch(step, _folded(network, mean, std))
     return _folded(network, mean, std)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Several threads over tensors this small wait for each other, for minutes on a busy core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _folded(network: Classifier, mean: Tensor, std: Tensor) -> Classifier:
