@@ -312,6 +312,9 @@ class TrainingConfig(_Model):
     """Threads of a CPU run; none named: all cores. One thread makes a run repeatable bit by bit."""
     deterministic: bool = False
     """Use deterministic algorithms alone, so that a run on a GPU is repeatable too; slower."""
+    compile: bool = False
+    """Compile the encoders with torch.compile: for GPUs; needs a C++ compiler on a CPU, and was
+    slower there."""
     batch_norm: Literal["joint", "process"] = "joint"
     """Where several processes train together: statistics of the joint batch, or of each its own."""
     log_every: Annotated[int, Field(ge=1)] = 50

@@ -38,7 +38,7 @@ from mimodel.data.pairs import PairBatch, PairSource, prefetched
 from mimodel.errors import TrainingError
 from mimodel.methods.base import Method, Player
 from mimodel.metrics import MetricsFile, draw_curves, read_metrics
-from mimodel.networks import inference_dtype
+from mimodel.networks import Encoder, inference_dtype
 from mimodel.parallel import (
     BatchNorm,
     agreed,
@@ -163,6 +163,8 @@ class _Run:
         for module in method.modules():
             if isinstance(module, BatchNorm):
                 module.joint = settings.batch_norm == "joint"
+            if isinstance(module, Encoder) and settings.compile:
+                module.compile()
         optimisers = [
             torch.optim.Adam(
                 player.parameters,

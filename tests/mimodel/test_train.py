@@ -210,3 +210,22 @@ def test_a_torn_last_line_of_metrics_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps({"step": 2}) + '\n{"step": 4, "glo')
     assert read_metrics(file) == [{"step": 2}]
+
+
+@pytest.mark.slow
+def test_compiled_encoders_are_the_same_encoders(
+    archive: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    config = _config(archive, compile=True, precision="float32")
+    plain = _config(archive, precision="float32")
+    for name, one in (("compiled", config), ("plain", plain)):
+        assert train(one, tmp_path / name, _ignore).finished
+    compiled, eager = (read_metrics(tmp_path / n / "metrics.jsonl") for n in ("compiled", "plain"))
+    for ours, theirs in zip(compiled, eager, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    assert (
+        Artifact.load(tmp_path / "compiled" / "artifact").spec.encoder
+        == Artifact.load(uninterrupted / "artifact").spec.encoder
+    )
