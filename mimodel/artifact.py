@@ -112,8 +112,14 @@ class ArtifactSpec(BaseModel):
 
     @property
     def patch_size(self) -> int:
-        """Side of the square patch that the encoder reads, in pixels."""
-        return self.encoder.image_size[0]
+        """Side of the square patch that the encoder reads, in pixels; `ArtifactError` where it
+        reads none, such as images of words."""
+        height, width = self.encoder.image_size
+        if height != width:
+            raise ArtifactError(
+                f"{self.name} reads images of {height} x {width} pixels, and not square patches"
+            )
+        return height
 
 
 @final

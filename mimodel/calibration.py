@@ -94,16 +94,19 @@ def _scores(
 def information_of_pairs(
     artifacts: Mapping[Domain, Artifact], data: Mapping[Domain, LabelledImages], *, seed: int
 ) -> Estimate | None:
-    """What the global networks of a run say of pairs of test images, which they never saw.
+    """What the global networks of a run say of pairs of test images.
 
     X is paired with a Y of the same shared factors, so the truth is the entropy of these. The mean
-    of both directions; None where no statistics networks were learnt.
+    of both directions. None where no network has learnt to tell such pairs: of an autoencoder,
+    without the global term (alpha 0), without the switch, and of pairs that share more.
     """
     x, y = data["x"], data.get("y", data["x"])
     model_x, model_y = artifacts["x"], artifacts.get("y", artifacts["x"])
-    if model_x.spec.alpha is None:
+    if not _estimates_these_pairs(model_x):
         return None
     rows_x, rows_y, truth = _same_shared(x, y, np.random.default_rng([seed, 11]))
+    if len(rows_x) < 2:
+        return None
     encoded = [
         [
             model.encode(model.network_input(images.images[part], None))
@@ -127,6 +130,12 @@ def information_of_pairs(
     return Estimate(float(jsd), float(nats), truth)
 
 
+def _estimates_these_pairs(model: Artifact) -> bool:
+    """Whether its global network was trained on X's map with Y's representation, of such pairs."""
+    said = model.spec.provenance
+    return bool(model.spec.alpha) and said.get("switched") != "no" and "pairs_share" not in said
+
+
 def _same_shared(
     x: LabelledImages, y: LabelledImages, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, float]:
@@ -144,7 +153,7 @@ def _same_shared(
         others = same[same != of_x[row]] if x is y else same
         if len(others):
             pairs.append((of_x[row], int(rng.choice(others))))
-    rows_x, rows_y = np.array(pairs).T
+    rows_x, rows_y = np.array(pairs, np.int64).reshape(-1, 2).T
     _, counts = np.unique(keys_x, axis=0, return_counts=True)
     shares = counts / counts.sum()
     return rows_x, rows_y, float(-(shares * np.log(shares)).sum())

@@ -105,6 +105,7 @@ def probe(
     the service can classify with it.
     """
     with _one_sentence():
+        _alone()
         from mimodel.artifact import Artifact
         from mimodel.probe import draw_retrieval, feature_sets, write_report
         from mimodel.probe import probe as run
@@ -163,6 +164,7 @@ def leakage(
     For runs on a benchmark, whose factors are all known: its data are those of the run.
     """
     with _one_sentence():
+        _alone()
         from mimodel.artifact import run_artifacts
         from mimodel.config import load_config
         from mimodel.data.pairs import DOMAINS
@@ -207,9 +209,11 @@ def reproduce(
 ) -> None:
     """Repeat an experiment of the paper: its stages, every factor, one page.
 
-    Fetches the data where they are missing. Ctrl-C stops; the same command goes on.
+    Fetches or makes the data where they are missing (all but IAM, which its user brings). Ctrl-C
+    stops; the same command goes on.
     """
     with _one_sentence():
+        _alone()
         from mimodel.data.fetch import fetch
         from mimodel.reproduce import Settings
         from mimodel.reproduce import reproduce as run
@@ -265,6 +269,12 @@ def info(artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
+def _alone() -> None:
+    """Refuse several processes where they would write over each other."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("torchrun can share `mimodel train` alone; run this as one process")
 
 
 @contextmanager

@@ -226,6 +226,15 @@ class ExclusiveStageConfig(_Model):
         """That of the shared stage: the frozen encoder reads nothing else."""
         return self._artifacts()[0].spec.normalisation
 
+    def check_data(self, digest: str) -> None:
+        """Refuse another split of a benchmark than the shared encoder has learnt from."""
+        before = self._artifacts()[0].spec.provenance.get("data_digest", digest)
+        if before != digest:
+            raise ConfigError(
+                f"the shared stage of {self.shared} was trained on other data, or another split "
+                "of them, than this; images that it has learnt could be among those for testing"
+            )
+
     def build(self, bands: int, image_size: tuple[int, int]) -> Method:
         from mimodel.methods.infomax import ExclusiveStage
 
@@ -337,6 +346,11 @@ class RunConfig(_Model):
     data: DataConfig
     method: MethodConfig
     training: TrainingConfig = TrainingConfig()
+
+    @property
+    def is_benchmark(self) -> bool:
+        """Whether the data's factors are all known."""
+        return not isinstance(self.data, CubeConfig | EuroSatConfig)
 
     def benchmark(self) -> BenchmarkConfig:
         """The data, where their factors are known."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mimodel.artifact import Artifact
 from mimodel.calibration import Estimate, information_of_pairs
@@ -107,9 +106,19 @@ def measure(
     leakage.json, leakage.md, and for each domain retrieval-DOMAIN.png and learning-DOMAIN.png;
     where `tsne` says so, tsne-DOMAIN.png too.
     """
+    if tsne:
+        import openTSNE  # noqa: F401 -- so that its absence is said before the work
     folder.mkdir(parents=True, exist_ok=True)
     matrices = []
     labelled = {domain: images(domain) for domain in artifacts}
+    for domain, artifact in artifacts.items():
+        trained_on = artifact.spec.provenance.get("data_digest", "")
+        measured_on = labelled[domain].digest
+        if trained_on and measured_on and trained_on != measured_on:
+            raise DataError(
+                f"{artifact.id} was trained on other data, or another split of them, than it is to "
+                "be measured on; images that it has learnt could be among those for testing"
+            )
     information = information_of_pairs(artifacts, labelled, seed=seed)
     for domain, artifact in artifacts.items():
         data = labelled[domain]
@@ -150,7 +159,9 @@ def leakage_matrix(
     if not train.any() or not test.any():
         raise DataError(f"{train.sum()} training and {test.sum()} test images; both are needed")
     readings: list[Reading] = []
+    group = np.arange(len(data.split)) if data.group is None else data.group
     for factor, labels in data.factors.items():
+        chance = 1 / (int(labels.max()) + 1)
         for representation, values in features.items():
             report(f"reading {factor} from the {representation} representation")
             wanted = None
@@ -170,14 +181,33 @@ def leakage_matrix(
             for probe, answer in read.answers.items():
                 curve = tuple(read.curve) if probe == MLP else ()
                 readings.append(
-                    _reading(representation, factor, probe, answer, labels, test, wanted, curve)
+                    _reading(
+                        representation,
+                        factor,
+                        probe,
+                        answer,
+                        labels[test],
+                        group[test],
+                        chance,
+                        wanted,
+                        curve,
+                    )
                 )
         if len(labels) <= _FEW:
             pixels = data.images.reshape(len(labels), -1)
             for k in _NEIGHBOURS:
                 answer = nearest_neighbours(pixels[train], labels[train], pixels[test], k)
                 readings.append(
-                    _reading("raw pixels", factor, f"kNN ({k})", answer, labels, test, None)
+                    _reading(
+                        "raw pixels",
+                        factor,
+                        f"kNN ({k})",
+                        answer,
+                        labels[test],
+                        group[test],
+                        chance,
+                        None,
+                    )
                 )
     return LeakageMatrix(name, int(train.sum()), int(test.sum()), iterations, seed, tuple(readings))
 
@@ -188,14 +218,14 @@ def _reading(
     probe: str,
     answer: Labels,
     labels: Labels,
-    test: npt.NDArray[np.bool_],
+    group: Labels,
+    chance: float,
     wanted: bool | None,
     curve: tuple[tuple[int, float], ...] = (),
 ) -> Reading:
     """`wanted`: should the factor be told? None for a control, of which nothing is wanted."""
-    right = np.equal(answer, labels[test])
-    low, high = bootstrap_interval(right, np.arange(len(right)))
-    chance = 1 / (int(labels.max()) + 1)
+    right = np.equal(answer, labels)
+    low, high = bootstrap_interval(right, group)
     ideal = None if wanted is None else 1.0 if wanted else chance
     return Reading(
         representation, factor, probe, float(right.mean()), low, high, chance, ideal, curve

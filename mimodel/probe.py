@@ -78,7 +78,7 @@ class ProbeReport:
             lines += [
                 "",
                 "At dates that the probe has not seen: fitted on the earlier half of the dates and "
-                "asked at the later one, and the other way round:",
+                "asked at the later one (later), and the other way round (earlier):",
                 "",
                 "| features | probe | accuracy |",
                 "|---|---|--:|",
@@ -172,29 +172,30 @@ def across_dates(data: LabelledPatches, features: Mapping[str, Features]) -> tup
     """How well a class is told at dates whose look no training patch has shown.
 
     Probes fitted on the training places at the earlier half of all dates answer for the test places
-    at the later half, and the other way round; right answers of both are counted together. Nothing
-    where a half lacks test patches or has fewer than two classes to learn.
+    at the later half ("later"), and the other way round ("earlier"). The encoder may have seen all
+    dates of the training places; the probe has not. Nothing where a half lacks test patches or has
+    fewer than two classes to learn.
     """
     train, test = data.split == "train", data.split == "test"
     seen = np.unique(data.date)
     early = np.isin(data.date, seen[: len(seen) // 2])
-    ways = [(train & half, test & ~half) for half in (early, ~early)]
-    if any(len(np.unique(data.label[fit])) < 2 or not ask.any() for fit, ask in ways):
+    ways = {"later": (train & early, test & ~early), "earlier": (train & ~early, test & early)}
+    if any(len(np.unique(data.label[fit])) < 2 or not ask.any() for fit, ask in ways.values()):
         return ()
-    place = np.concatenate([data.place[ask] for _, ask in ways])
     scores = []
     for name, values in features.items():
-        right: dict[str, list[npt.NDArray[np.bool_]]] = {f"kNN ({_NEIGHBOURS})": [], "linear": []}
-        for fit, ask in ways:
+        for asked, (fit, ask) in ways.items():
             scaled, label = standardised(values, fit), data.label
-            nearest = nearest_neighbours(scaled[fit], label[fit], scaled[ask], _NEIGHBOURS)
-            right[f"kNN ({_NEIGHBOURS})"].append(np.equal(nearest, label[ask]))
-            right["linear"].append(
-                np.equal(linear(scaled[fit], label[fit], scaled[ask]), label[ask])
-            )
-        scores += [
-            _score(kind, name, np.concatenate(parts), place) for kind, parts in right.items()
-        ]
+            found = {
+                f"kNN ({_NEIGHBOURS})": nearest_neighbours(
+                    scaled[fit], label[fit], scaled[ask], _NEIGHBOURS
+                ),
+                "linear": linear(scaled[fit], label[fit], scaled[ask]),
+            }
+            scores += [
+                _score(f"{kind}, {asked}", name, np.equal(answer, label[ask]), data.place[ask])
+                for kind, answer in found.items()
+            ]
     return tuple(scores)
 
 

@@ -2,7 +2,7 @@
 
     OUT/seed-0/shared       run folder of a stage, one for each that the study has
     OUT/seed-0/exclusive    run folder of stage 2, on stage 1's artifacts
-    OUT/seed-0/leakage      leakage.json, leakage.md and pictures, one for each arm
+    OUT/seed-0/leakage-*    leakage.json, leakage.md and pictures of each arm's last stage
     OUT/report.md           the published figures and ours side by side
 
 The same command goes on where it was stopped and makes nothing twice.
@@ -69,6 +69,9 @@ def reproduce(
 
     `training` gives what follows the run of that name; `report` is told what comes next.
     """
+    for arm in study.arms:
+        for stage in arm.stages:  # what is wrong is said now, and not when hours have passed
+            _config(study, stage, settings, data, out / "seed-0", 0)
     outcomes: dict[str, list[_Outcome]] = {arm.name: [] for arm in study.arms}
     for seed in range(settings.seeds):
         folder = out / f"seed-{seed}"
@@ -129,19 +132,21 @@ def _paper(
     own = [f"data.folder={json.dumps(str(data))}", f"training.seed={seed}"]
     if stage.stands_on:
         own.append(f"method.shared={json.dumps(str(folder / stage.stands_on))}")
-    return load_config(files, [*stage.overrides, *overrides, *own])
+    return load_config(files, [*overrides, *stage.overrides, *own])
 
 
 def _overrides(study: Study, stage: Stage, settings: Settings) -> list[str]:
     """Those of the user's overrides that are meant for a stage."""
-    kinds = {one.kind for arm in study.arms for one in arm.stages}
+    stages = [one for arm in study.arms for one in arm.stages]
+    kinds = {one.kind for one in stages}
     chosen = []
     for override in settings.overrides:
         kind, colon, rest = override.partition(":")
         addressed = bool(colon) and kind in kinds
         setting = rest if addressed else override
         key = setting.partition("=")[0].strip()
-        if key in _OF_THE_STUDY:
+        varied = {one.partition("=")[0] for of in stages for one in of.overrides}
+        if key in _OF_THE_STUDY or key in varied:
             raise ConfigError(f"{key} is the study's own; it cannot be set")
         if not addressed or kind == stage.kind:
             chosen.append(setting)

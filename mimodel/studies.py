@@ -34,11 +34,7 @@ class Arm:
     @property
     def folder(self) -> str:
         """Where the measures of this arm lie, beside the run folders."""
-        last = self.stages[-1].folder
-        for kind in ("shared", "exclusive"):
-            if last.startswith(kind):
-                return f"leakage{last.removeprefix(kind)}"
-        return f"leakage-{last}"
+        return f"leakage-{self.stages[-1].folder}"
 
 
 Reported = tuple[str, Domain, str, str]

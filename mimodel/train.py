@@ -33,7 +33,13 @@ import torch
 from torch import Generator, Tensor
 
 from mimodel.artifact import ArtifactSpec, save_artifact
-from mimodel.config import RunConfig, TrainingConfig, dump_config, load_config
+from mimodel.config import (
+    ExclusiveStageConfig,
+    RunConfig,
+    TrainingConfig,
+    dump_config,
+    load_config,
+)
 from mimodel.data.pairs import PairBatch, PairSource, prefetched
 from mimodel.errors import TrainingError
 from mimodel.methods.base import Method, Player
@@ -91,12 +97,17 @@ def _train(config: RunConfig, folder: Path, report: Report, device: torch.device
             "alike; choose a training.batch_size that they divide"
         )
     source = config.data.open(settings.seed, config.method.normalisation())
+    if isinstance(config.method, ExclusiveStageConfig) and config.is_benchmark:
+        config.method.check_data(source.description["data_digest"])
     run = _Run.start(config, source, device)
     wait_for_all()
-    if is_first():
-        # Only now: a wrong path in the configuration leaves no folder that belongs to it.
-        _claim(config, folder)
+    # Only now: a wrong path in the configuration leaves no folder that belongs to it.
+    _claim_for_all(config, folder)
     run.resume(folder)
+    if agreed((run.step != of_first(run.step),))[0]:
+        raise TrainingError(
+            f"the processes do not see one and the same {folder}; choose an --out that they share"
+        )
     artifacts = tuple(folder / name for name in run.method.learnt())
     if run.over and all(artifact.exists() for artifact in artifacts):
         # A head that a probe has put into the artifact would be lost.
@@ -327,6 +338,18 @@ def _check_folder(config: RunConfig, folder: Path) -> None:
         )
 
 
+def _claim_for_all(config: RunConfig, folder: Path) -> None:
+    """The first process claims; where it cannot, none goes on to wait for it."""
+    failure: TrainingError | None = None
+    if is_first():
+        try:
+            _claim(config, folder)
+        except TrainingError as error:
+            failure = error
+    if agreed((failure is not None,))[0]:
+        raise failure or TrainingError(f"the first process cannot write the run folder {folder}")
+
+
 def _claim(config: RunConfig, folder: Path) -> None:
     """Make the run folder, with its configuration in it."""
     try:
@@ -364,7 +387,13 @@ def _device(settings: TrainingConfig) -> torch.device:
         raise TrainingError("training.device is cuda, but no GPU is visible; use cpu or auto")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    rank, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if rank >= there:
+        raise TrainingError(
+            f"process {rank} of this machine has no GPU, which has {there}; start as many "
+            "processes as GPUs, or set training.device=cpu"
+        )
+    return torch.device("cuda", rank)
 
 
 @dataclass

@@ -122,6 +122,7 @@ class ColoredMnistPairs:
             "data": f"colored-MNIST, {len(self._digits.label)} training images, pairs of {which}",
             "data_digest": FILES["train-images-idx3-ubyte"],
             "pixels": "colours from 0 to 1",
+            **({"pairs_share": "the digit's image"} if self._same_image else {}),
         }
 
     def batch(self, step: int, size: int, rows: slice = slice(None)) -> PairBatch:
@@ -161,6 +162,7 @@ def labelled_mnist(folder: Path, domain: Domain, *, seed: int) -> LabelledImages
         factors={"digit": label.numpy(), own: colour.numpy()},
         shared=("digit",),
         split=split,
+        digest=FILES["train-images-idx3-ubyte"],
     )
 
 

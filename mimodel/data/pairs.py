@@ -104,3 +104,7 @@ class LabelledImages:
     split: npt.NDArray[np.str_]
     classifier_width: int = 32
     """C of the classifier of Table 7; the supplement has 64 for IAM."""
+    digest: str = ""
+    """As the `data_digest` of the pairs that come from the same data and split."""
+    group: npt.NDArray[np.int64] | None = None
+    """Images that are not independent have one number; none given: all are."""

@@ -219,6 +219,7 @@ def labelled_shapes3d(
         images=pixels.numpy(),
         factors={name: factors[:, place] for place, name in enumerate(TRUTH.values)},
         shared=SHARED,
+        digest=images.digest,
         split=np.repeat(["train", "test"], [train, test]),
     )
 

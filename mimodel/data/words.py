@@ -121,6 +121,8 @@ def labelled_words(words: Words) -> LabelledImages:
         shared=("writer",),
         split=words.split[chosen],
         classifier_width=CLASSIFIER_WIDTH,
+        digest=words.digest,
+        group=words.writer[chosen],
     )
 
 

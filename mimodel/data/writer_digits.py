@@ -91,6 +91,8 @@ def read_writers(folder: Path, label: Int64[Tensor, " image"]) -> npt.NDArray[np
         raise DataError(
             f"cannot read {file}: {error}; it is in github.com/facebookresearch/qmnist"
         ) from error
+    if len(data) < 12:
+        raise DataError(f"{file} is not QMNIST's: it holds {len(data)} bytes")
     header = np.frombuffer(data[:12], ">i4").tolist()
     if header != [0x0C02, len(label), 8] or len(data) != 12 + 32 * len(label):
         raise DataError(

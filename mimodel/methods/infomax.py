@@ -126,6 +126,7 @@ class SharedStage(Method):
                     "beta": self.beta,
                 },
                 networks.state_dict(),
+                {"switched": "yes" if self.switched else "no"},
             )
             for name, networks in _by_artifact(self.x, self.own_y).items()
         }
@@ -295,11 +296,9 @@ def _with_exclusive(networks: ExclusiveNetworks) -> Learnt:
     }
     exclusive = {f"exclusive_encoder.{k}": v for k, v in networks.encoder.state_dict().items()}
     stage_1 = ("iterations", "batch_size", "seed", "commit")
-    return Learnt(
-        fields,
-        {**networks.shared.networks.state_dict(), **exclusive},
-        {f"shared_{name}": spec.provenance.get(name, "unknown") for name in stage_1},
-    )
+    provenance = {f"shared_{name}": spec.provenance.get(name, "unknown") for name in stage_1}
+    provenance["switched"] = spec.provenance.get("switched", "yes")
+    return Learnt(fields, {**networks.shared.networks.state_dict(), **exclusive}, provenance)
 
 
 _Networks = TypeVar("_Networks", SharedNetworks, ExclusiveNetworks)

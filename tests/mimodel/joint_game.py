@@ -1,4 +1,5 @@
-"""A short game of both stages in float64, for one process or for several that torchrun starts.
+"""A short game of both stages and of the autoencoder in float64, for one process or for several
+that torchrun starts.
 
 `python -m tests.mimodel.joint_game FOLDER` writes what came of it to FOLDER/joint.pt.
 """
@@ -13,6 +14,7 @@ from mimodel.artifact import Artifact
 from mimodel.data.pairs import PairBatch
 from mimodel.methods.base import Method
 from mimodel.methods.infomax import ExclusiveStage, SharedStage
+from mimodel.methods.vae import VariationalAutoencoder
 from mimodel.parallel import (
     average_gradients,
     is_first,
@@ -23,6 +25,8 @@ from mimodel.parallel import (
 from tests.mimodel import textbook
 
 PAIRS = 6
+_RATE = {SharedStage: 0.1, ExclusiveStage: 0.1, VariationalAutoencoder: 1e-4}
+"""The autoencoder's terms are sums over pixels."""
 
 
 def play(folder: Path) -> dict[str, Tensor]:
@@ -38,9 +42,12 @@ def play(folder: Path) -> dict[str, Tensor]:
         beta=1.0,
         adversarial=0.05,
         form="non-saturating",
+        discriminator_inputs="standardised",
     ).double()
+    autoencoder = VariationalAutoencoder(textbook.SMALL, likelihood="gaussian").double()
     found: dict[str, Tensor] = {}
-    for name, method in (("shared", shared), ("exclusive", exclusive)):
+    methods = {"shared": shared, "exclusive": exclusive, "autoencoder": autoencoder}
+    for name, method in methods.items():
         found |= {f"{name} {key}": value for key, value in _descend(method.train()).items()}
     return found
 
@@ -60,7 +67,7 @@ def _descend(method: Method) -> dict[str, Tensor]:
             with torch.no_grad():
                 for parameter in player.parameters:
                     assert parameter.grad is not None
-                    parameter.sub_(0.1 * parameter.grad)
+                    parameter.sub_(_RATE[method.__class__] * parameter.grad)
             for name, term in terms.items():
                 found[f"step {step} {name}"] = mean_over_processes(term.detach())
     return {**found, **method.state_dict()}

@@ -1,11 +1,13 @@
 """The estimator against channels whose information is known in closed form."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Generator
 
 from mimodel.artifact import Artifact, ArtifactSpec, Networks, save_artifact
 from mimodel.calibration import (
@@ -14,9 +16,12 @@ from mimodel.calibration import (
     jsd_bound,
     symmetric_channel,
 )
-from mimodel.data.pairs import LabelledImages
+from mimodel.data.pairs import LabelledImages, PairBatch
+from mimodel.methods.infomax import SharedStage
 from mimodel.normalisation import Normalisation
 from tests.mimodel import textbook
+
+BANDS = Normalisation(bands=("a", "b"), mean=(0, 0), std=(1, 1))
 
 
 def test_the_truth_is_known() -> None:
@@ -36,12 +41,87 @@ def test_the_mean_of_t_is_the_information_in_nats(classes: int, error: float) ->
     assert bound - 0.06 < found.jsd < bound + 0.02
 
 
-def test_without_error_t_grows_beyond_the_truth_where_nothing_holds_it() -> None:
-    """Ten classes that always agree: T on pairs that never occur has no bound, that on the joint
-    has one, ln 10."""
+def test_ten_classes_that_always_agree_share_ln_10() -> None:
     found = calibrate(10, 0)
     assert found.truth == pytest.approx(math.log(10))
     assert found.nats == pytest.approx(found.truth, abs=0.15)
+
+
+def _kinds(seed: int, of: int, name: str) -> LabelledImages:
+    """Images of three kinds, told by which third of the rows is bright; the second band is the
+    domain's own."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(3, size=of)
+    images = rng.normal(size=(of, 2, 16, 16)) * 0.3
+    for row, bright in enumerate(kind):
+        images[row, 0, 5 * bright : 5 * bright + 5] += 2
+    return LabelledImages(
+        images=images.astype(np.float32),
+        factors={"kind": kind, name: rng.integers(2, size=of)},
+        shared=("kind",),
+        split=np.repeat(["train", "test"], [of - 200, 200]),
+    )
+
+
+def test_a_trained_run_holds_the_information_of_its_pairs(tmp_path: Path) -> None:
+    """Three kinds in two domains share ln 3; asked without the switch, or of pairs that share
+    nothing, T would say something else."""
+    data = {"x": _kinds(0, 800, "own x"), "y": _kinds(1, 800, "own y")}
+    torch.manual_seed(0)
+    stage = SharedStage(
+        textbook.SMALL, alpha=0.5, beta=1.0, gamma=0.1, switched=True, encoders=2
+    ).train()
+    optimiser = torch.optim.Adam(stage.parameters(), lr=2e-3)
+    rng = np.random.default_rng(0)
+    for step in range(120):
+        kind = rng.integers(3, size=32)
+        x, y = (
+            np.array([rng.choice(np.flatnonzero(one.factors["kind"][:600] == k)) for k in kind])
+            for one in data.values()
+        )
+        batch = PairBatch(
+            torch.from_numpy(data["x"].images[x]), torch.from_numpy(data["y"].images[y])
+        )
+        terms = stage.objective(stage.players[0], batch, Generator().manual_seed(step))
+        optimiser.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        optimiser.step()
+    artifacts = {
+        domain: save_artifact(
+            tmp_path / domain,
+            ArtifactSpec(name=domain, normalisation=BANDS, **learnt.fields),
+            learnt.state,
+            "# Trained\n",
+        )
+        for domain, learnt in zip(("x", "y"), stage.learnt().values(), strict=True)
+    }
+    found = information_of_pairs(artifacts, data, seed=0)
+    assert found is not None
+    assert found.truth == pytest.approx(math.log(3), abs=0.02)
+    assert found.nats == pytest.approx(found.truth, abs=0.35)
+    strangers = replace(data["y"], factors={"kind": np.roll(data["y"].factors["kind"], 1)})
+    apart = information_of_pairs(artifacts, {"x": data["x"], "y": strangers}, seed=0)
+    assert apart is not None
+    assert apart.nats < 0
+
+
+@pytest.mark.parametrize(
+    ("alpha", "provenance"), [(0.0, {}), (0.5, {"switched": "no"}), (0.5, {"pairs_share": "all"})]
+)
+def test_a_network_that_never_learnt_such_pairs_is_not_asked(
+    tmp_path: Path, alpha: float, provenance: dict[str, str]
+) -> None:
+    spec = ArtifactSpec(
+        name="other",
+        encoder=textbook.SMALL,
+        normalisation=BANDS,
+        representations={"shared": 6},
+        alpha=alpha,
+        beta=1.0,
+        provenance=provenance,
+    )
+    artifact = save_artifact(tmp_path / "a", spec, Networks(spec).state_dict(), "# A\n")
+    assert information_of_pairs({"x": artifact}, {"x": _kinds(0, 300, "own")}, seed=0) is None
 
 
 def test_of_an_untrained_model_the_pairs_share_nothing(tmp_path: Path) -> None:
@@ -49,7 +129,7 @@ def test_of_an_untrained_model_the_pairs_share_nothing(tmp_path: Path) -> None:
     spec = ArtifactSpec(
         name="untrained",
         encoder=textbook.SMALL,
-        normalisation=Normalisation(bands=("a", "b"), mean=(0, 0), std=(1, 1)),
+        normalisation=BANDS,
         representations={"shared": 6},
         alpha=0.5,
         beta=1.0,

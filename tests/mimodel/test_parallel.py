@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from mimodel import parallel
 from mimodel import train as loop
 from mimodel.config import load_config
 from mimodel.data import mnist
@@ -87,6 +88,10 @@ def test_a_run_of_two_processes_is_the_run_of_one(
     assert apart.max() < 4.1e-4
     assert (tmp_path / "two" / "artifact-y" / "model.safetensors").exists()
 
+    refused = _with_two("-m", "mimodel", "leakage", str(tmp_path / "two"), f"--out={tmp_path}")
+    assert refused.returncode != 0
+    assert "run this as one process" in refused.stderr
+
 
 def test_a_batch_that_cannot_be_shared_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -101,10 +106,20 @@ def test_a_batch_that_cannot_be_shared_is_refused(
         loop.train(config, tmp_path / "out", lambda *_: None)
 
 
-def test_alone_it_is_torchs_batch_norm() -> None:
+def test_joint_batch_norm_is_torchs_on_the_joint_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here two processes hold the same rows, so that their sum is twice one's."""
     torch.manual_seed(0)
-    images = torch.randn(4, 3, 5, 5)
-    ours, theirs = BatchNorm(3), nn.BatchNorm2d(3)
-    assert torch.equal(ours(images), theirs(images))
+    images = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    ours, theirs = BatchNorm(3).double(), nn.BatchNorm2d(3).double()
+    with torch.no_grad():
+        ours.weight.copy_(torch.rand(3))
+        theirs.weight.copy_(ours.weight)
+    monkeypatch.setattr(parallel, "processes", lambda: 2)
+    monkeypatch.setattr(parallel, "summed", lambda values: 2 * values)
+    expected = theirs(torch.cat([images, images]))[:4]
+    torch.testing.assert_close(ours(images), expected, atol=1e-12, rtol=1e-12)
     for name, value in theirs.state_dict().items():
-        assert torch.equal(ours.state_dict()[name], value), name
+        torch.testing.assert_close(ours.state_dict()[name], value, msg=name)
+    of_its_own = BatchNorm(3).double()
+    of_its_own.joint = False
+    torch.testing.assert_close(of_its_own(images), nn.BatchNorm2d(3).double()(images))

@@ -201,7 +201,8 @@ def test_what_holds_at_every_date_is_told_at_dates_never_seen() -> None:
     )
     features = {"stays": stays.astype(np.float32), "turns": turns.astype(np.float32)}
     found = {(one.features, one.probe): one for one in across_dates(data, features)}
-    for probe_name in ("kNN (5)", "linear"):
+    assert len(found) == 8
+    for probe_name in ("kNN (5), later", "linear, later", "kNN (5), earlier", "linear, earlier"):
         assert found["stays", probe_name].accuracy > 0.95
         assert found["turns", probe_name].accuracy < 0.05
         assert found["stays", probe_name].low <= found["stays", probe_name].accuracy

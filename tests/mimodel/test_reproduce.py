@@ -48,7 +48,7 @@ def test_a_study_goes_from_digits_to_a_page_and_makes_nothing_twice(
         "| both stages | Y | exclusive | digit | 10.00 | 13.75",
     ):
         assert row in page
-    for picture in ("shared/curves.png", "leakage/retrieval-x.png", "leakage/learning-y.png"):
+    for picture in ("shared/curves.png", "leakage-exclusive/learning-y.png"):
         assert (out / "seed-0" / picture).stat().st_size > 1000
     assert "adversarial: 0.2" in (out / "seed-0/exclusive/config.yaml").read_text()
 
@@ -79,6 +79,26 @@ def test_what_is_the_studys_own_cannot_be_set(tmp_path: Path) -> None:
             training=lambda _: _ignore,
             report=print,
         )
+
+
+@pytest.mark.parametrize(
+    ("study", "override"),
+    [("ablation", "method.gamma=0.05"), ("sweep", "exclusive:method.adversarial=0.1")],
+)
+def test_what_a_study_varies_cannot_be_set_either(
+    tmp_path: Path, study: str, override: str
+) -> None:
+    settings = Settings(CONFIGS, (), [override], 5, 1, 10)
+    with pytest.raises(ConfigError, match="is the study's own"):
+        reproduce(
+            STUDIES[study],
+            tmp_path,
+            tmp_path / "out",
+            settings,
+            training=lambda _: _ignore,
+            report=print,
+        )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
