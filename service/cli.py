@@ -71,11 +71,12 @@ def _run(artifact: Path, listening: socket.socket, settings: Settings) -> None:
 
     try:
         loaded = Artifact.load(artifact)
+        app = create_app(loaded, settings)
     except ArtifactError as error:
         _refuse(str(error))
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(loaded, settings),
+            app,
             http="h11",
             ws="none",
             server_header=False,

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mimodel.artifact import ArtifactSpec, Networks, save_artifact
+from mimodel.networks import ConvSpec, EncoderSpec
+from mimodel.normalisation import Normalisation
 from service.settings import Settings
 
 COMMAND = [sys.executable, "-m", "service.cli"]
@@ -63,6 +66,22 @@ def test_a_port_in_use(artifact_folder: Path) -> None:
 def test_an_address_that_is_not_ours(artifact_folder: Path) -> None:
     result = run("--artifact", str(artifact_folder), "--host", "192.0.2.1", "--open-to-all")
     one_sentence(result, "cannot listen on 192.0.2.1")
+
+
+def test_a_model_of_other_images_than_patches(tmp_path: Path) -> None:
+    """Of words, 64 x 256: a benchmark's artifact is none to serve."""
+    convolutions = (ConvSpec(channels=2, stride=2, batch_norm=False), ConvSpec(channels=2))
+    spec = ArtifactSpec(
+        name="words",
+        encoder=EncoderSpec(
+            in_channels=1, image_size=(64, 256), convolutions=convolutions, representation=4
+        ),
+        normalisation=Normalisation(bands=("grey",), mean=(0.5,), std=(0.5,)),
+        representations={"shared": 4},
+    )
+    save_artifact(tmp_path / "words", spec, Networks(spec).state_dict(), "# Words\n")
+    result = run("--artifact", str(tmp_path / "words"))
+    one_sentence(result, "words reads images of 64 x 256 pixels, and not square patches")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.invalid"])
