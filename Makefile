@@ -40,7 +40,7 @@ demo: setup ## simulate, build, train, probe, serve and ask; pictures in demo/pi
 	cp $(DEMO)/run/curves.png $(DEMO)/pictures/curves.png
 	@echo "== 4/6 probe it beside controls"
 	$(BIN)/mimodel probe $(DEMO)/run/artifact --cube $(DEMO)/cube.zarr \
-		--labels $(DEMO)/products/truth/landcover --dates 3 --iterations 2000 --out $(DEMO)/probe
+		--labels $(DEMO)/products/truth/landcover --dates 3 --iterations 1500 --out $(DEMO)/probe
 	cp $(DEMO)/probe/retrieval.png $(DEMO)/pictures/retrieval.png
 	@echo "== 5/6 and 6/6 serve it, ask it over HTTP, stop it"
 	$(BIN)/python examples/first_light.py --artifact $(DEMO)/run/artifact \
