@@ -32,7 +32,7 @@ def test_the_truth_is_known() -> None:
     assert jsd_bound(2, 0.5) == pytest.approx(-2 * math.log(2))
 
 
-@pytest.mark.parametrize(("classes", "error"), [(10, 0.1), (10, 0.4), (2, 0.1), (2, 0.25)])
+@pytest.mark.parametrize(("classes", "error"), [(10, 0.4), (2, 0.1)])
 def test_the_mean_of_t_is_the_information_in_nats(classes: int, error: float) -> None:
     """Rare symbols are learnt slowly, so within a tenth; equation 2 stays under its bound."""
     found = calibrate(classes, error)

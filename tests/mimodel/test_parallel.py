@@ -49,6 +49,7 @@ def test_gradients_and_statistics_are_those_of_the_joint_batch(tmp_path: Path) -
         torch.testing.assert_close(together[name], value, atol=1e-10, rtol=1e-9, msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_the_run_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

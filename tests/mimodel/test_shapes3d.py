@@ -317,7 +317,7 @@ def test_a_tinted_image_is_the_one_that_is_rendered_in_colour(factors: tuple[int
 def test_rendered_images_meet_the_real_samples(crossmi_data: Path) -> None:
     with np.load(crossmi_data / "3dshapes_gt" / "real_samples.npz") as samples:
         real, factors = samples["images"].astype(float), samples["label_index"]
-    chosen = [0, 1, 3, 4, 7, 9, 12, 14, 19, 22]  # every shape; small, large, from both sides
+    chosen = [0, 3, 9, 12]  # every shape; small and large, from both sides
     assert set(factors[chosen, 4]) == {0, 1, 2, 3}
     errors = [np.abs(tinted(factors[i]) - real[i])[1:-1, 1:-1].mean() for i in chosen]
     # The samples' outermost pixels are mixed with the frame they were printed in.

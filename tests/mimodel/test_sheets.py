@@ -65,6 +65,7 @@ def test_the_sweep_draws_accuracy_from_e_over_lambda_and_the_ideal(
     assert (tmp_path / "sweep.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_tsne_keeps_clusters_apart(tmp_path: Path, drawn: list[Figure]) -> None:
     pytest.importorskip("openTSNE", reason="the extra tsne is not installed")
     rng = np.random.default_rng(0)
