@@ -134,10 +134,11 @@ def _loop(
     with MetricsFile(folder, run.step, writes=is_first()) as metrics, _stop_signals() as stop:
         for batch in prefetched(source, steps, settings.batch_size, own):
             run.advance(batch)
-            over, stopped = agreed((run.over, stop.requested))
+            over = run.over  # by the first process's clock, so the same in all
             if run.step % settings.log_every == 0 or over:
                 metrics.write(run.step, run.figures())
             report(run.step, settings.iterations, metrics.latest)
+            (stopped,) = agreed((stop.requested,))
             if stopped or over or run.step % settings.checkpoint_every == 0:
                 run.save(folder)
             if over or stopped:

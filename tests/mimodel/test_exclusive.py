@@ -21,7 +21,7 @@ from mimodel.config import (
     TrainingConfig,
 )
 from mimodel.data.pairs import LabelledPatches, PairBatch
-from mimodel.errors import ConfigError, InputError, TrainingError
+from mimodel.errors import ArtifactError, ConfigError, InputError, TrainingError
 from mimodel.methods.infomax import (
     DiscriminatorInputs,
     ExclusiveNetworks,
@@ -164,7 +164,7 @@ def test_a_standardised_discriminator_sees_e_whatever_its_scale(tmp_path: Path) 
             losses[inputs, scale] = torch.stack([terms["adversarial"], loss])
     seen = "standardised"
     torch.testing.assert_close(losses[seen, 1.0], losses[seen, 1e-2], rtol=1e-4, atol=1e-6)
-    assert (losses["as they are", 1.0] - losses["as they are", 1e-2]).abs().min() > 1e-4
+    assert (losses["as they are", 1.0] - losses["as they are", 1e-2]).abs().min() > 1e-5
 
     stage = _stage(tmp_path / "again", inputs=seen)
     expected = torch.zeros((), dtype=torch.float64)
@@ -323,7 +323,7 @@ def test_moves_of_the_discriminator_are_counted(tmp_path: Path) -> None:
 def test_a_wrong_path_leaves_no_run_folder(tmp_path: Path) -> None:
     archive = write_archive(tmp_path / "images.tar", range(1, 301, 100))
     method = ExclusiveStageConfig(name="infomax-exclusive", shared=tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="holds no artifact of a finished run"):
+    with pytest.raises(ArtifactError, match="holds no artifact of a finished run"):
         train(_run(tmp_path, archive, method), tmp_path / "run", lambda *_: None)
     assert not (tmp_path / "run").exists()
 

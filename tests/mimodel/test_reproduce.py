@@ -32,6 +32,7 @@ def _reproduce(data: Path, out: Path, *more: str) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_a_study_goes_from_digits_to_a_page_and_makes_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
