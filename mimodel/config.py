@@ -322,8 +322,8 @@ class TrainingConfig(_Model):
     deterministic: bool = False
     """Use deterministic algorithms alone, so that a run on a GPU is repeatable too; slower."""
     compile: bool = False
-    """Compile the encoders with torch.compile: for GPUs; needs a C++ compiler on a CPU, and was
-    slower there."""
+    """Compile the encoders with torch.compile: for GPUs. On a CPU it needs a C++ compiler and takes
+    minutes to begin."""
     batch_norm: Literal["joint", "process"] = "joint"
     """Where several processes train together: statistics of the joint batch, or of each its own."""
     log_every: Annotated[int, Field(ge=1)] = 50
