@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -58,8 +57,9 @@ class Scene:
     add_offset: Mapping[str, int]
     """By band name; 0 where the metadata name none."""
     grid: Grid
-    paths: Mapping[str, Path]
-    """File of each band that was asked for."""
+    assets: Mapping[str, str]
+    """Where the pixels of each band that was asked for are, in the words of its source: a path, a
+    URL."""
     simulated: bool
     """Made by `s2pairs simulate`: no satellite has seen it."""
     coverage: float = 1.0
@@ -160,7 +160,7 @@ def one_level(scenes: Iterable[Scene]) -> str:
 
 
 def _without(scenes: Sequence[Scene], gone: Sequence[Scene]) -> list[Scene]:
-    # by identity: a product that is there twice has one name and, but for paths, one content
+    # by identity: a product that is there twice has one name and, but for assets, one content
     return [scene for scene in scenes if not any(scene is other for other in gone)]
 
 

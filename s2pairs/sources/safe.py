@@ -75,13 +75,13 @@ class SafeCatalogue:
         self, scene: Scene, band: str, windows: Sequence[PixelWindow]
     ) -> list[npt.NDArray[np.uint16]]:
         """Digital numbers (height, width) of a band in each window; see `read_band`."""
-        return read_band(scene.paths[band], windows)
+        return read_band(Path(scene.assets[band]), windows)
 
     def _scene(self, folder: Path, tile: TileId) -> Scene:
         scene = read_scene(folder, self._bands)
         if scene.tile != tile:
             raise SceneError(f"its metadata are of tile {scene.tile}")
-        for path in scene.paths.values():
+        for path in map(Path, scene.assets.values()):
             check_complete(path)
             _check_grid(path, scene.grid)
         return scene
@@ -135,7 +135,7 @@ def read_scene(folder: Path, bands: Sequence[str]) -> Scene:
             product, "RADIO_ADD_OFFSET" if level == "L1C" else "BOA_ADD_OFFSET", bands
         ),
         grid=grid,
-        paths={name: _band_file(images, name, level) for name in bands},
+        assets={name: str(_band_file(images, name, level)) for name in bands},
         simulated=_SIMULATION_CENTRE in granule.text("TILE_ID"),
         coverage=_coverage(product, granule, grid),
     )

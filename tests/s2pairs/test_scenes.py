@@ -3,7 +3,6 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -31,7 +30,7 @@ def scene(day: float, **changes: object) -> Scene:
         quantification=10_000,
         add_offset={},
         grid=Grid(32631, 300000, 4900020, 64, 64),
-        paths={"B04": Path("B04.jp2")},
+        assets={"B04": "B04.jp2"},
         simulated=False,
     )
     return replace(made, **changes)  # type: ignore[arg-type]
@@ -115,7 +114,7 @@ def test_of_one_day_the_clearest_stays() -> None:
 
 def test_a_product_that_is_there_twice_counts_once() -> None:
     one = scene(0)
-    copy = replace(one, paths={"B04": Path("again/B04.jp2")})
+    copy = replace(one, assets={"B04": "again/B04.jp2"})
     listing = choose([one, copy, scene(50)], 2)
     assert listing.scenes[0] is one
     (entry,) = listing.left_out
