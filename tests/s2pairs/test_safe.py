@@ -83,7 +83,11 @@ def test_a_genuine_level_2a_layout_finds_the_finest_file(
         for band in bands:
             (folder / f"T01KAB_20230821T221941_{band}_{metres}m.jp2").touch()
     assets = read_scene(tmp_path / name, ("B02", "B05", "B09")).assets
-    assert [Path(assets[band]).parent.name for band in ("B02", "B05", "B09")] == ["R10m", "R20m", "R60m"]
+    assert [Path(assets[band]).parent.name for band in ("B02", "B05", "B09")] == [
+        "R10m",
+        "R20m",
+        "R60m",
+    ]
     with pytest.raises(SceneError, match="band B10 is missing"):
         read_scene(tmp_path / name, ("B10",))
 
