@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-# The service. Build it with: docker build -t crossmi .
+# The service:           docker build --target service -t crossmi .
+# Dask, S3, notebooks:   docker build --target workbench -t crossmi-workbench .
 
 FROM python:3.11-slim AS build
 COPY --from=ghcr.io/astral-sh/uv:0.13.9 /uv /usr/local/bin/uv
@@ -8,19 +9,35 @@ COPY requirements.lock pyproject.toml README.md LICENSE ./
 COPY s2pairs ./s2pairs
 COPY mimodel ./mimodel
 COPY service ./service
-# Only what the service needs, in the versions and with the hashes of the lock.
-RUN uv venv --python /usr/local/bin/python /opt/crossmi \
- && uv pip install --python /opt/crossmi --constraint requirements.lock '.[service]'
+RUN uv venv --python /usr/local/bin/python /opt/crossmi
 
-FROM python:3.11-slim
+FROM build AS build-service
+# Only what the service needs, in the versions and with the hashes of the lock.
+RUN uv pip install --python /opt/crossmi --constraint requirements.lock '.[service]'
+
+FROM build AS build-workbench
+RUN uv pip install --python /opt/crossmi --constraint requirements.lock \
+  '.[cluster,s3,train,service,client]' 'moto[server]' 'jupyterlab>=4.4,<5'
+
+FROM python:3.11-slim AS base
 # The one library that rasterio's wheel takes from the system.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends libexpat1 \
  && rm -rf /var/lib/apt/lists/* \
- && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin crossmi
-COPY --from=build /opt/crossmi /opt/crossmi
-USER 10001
+ && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin crossmi \
+ && install --directory --owner 10001 --group 10001 /work
 ENV PATH=/opt/crossmi/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+
+FROM base AS workbench
+COPY --from=build-workbench /opt/crossmi /opt/crossmi
+USER 10001
+WORKDIR /work
+CMD ["mimodel", "--help"]
+
+# The last stage is what `docker build .` makes.
+FROM base AS service
+COPY --from=build-service /opt/crossmi /opt/crossmi
+USER 10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \

@@ -36,6 +36,7 @@ from mimodel.networks import (
     inference_dtype,
 )
 from mimodel.normalisation import Normalisation, select_bands
+from mimodel.novelty import Novelty, NoveltySpec
 
 SCHEMA_VERSION = 1
 _MODEL, _CARD, _SUMS = "model.safetensors", "README.md", "SHA256SUMS"
@@ -54,6 +55,8 @@ class HeadSpec(BaseModel):
     classes: tuple[str, ...]
     hidden: int
     representation: str = "shared"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Logits are divided by it, so that probabilities are as often right as they say."""
 
 
 _HeadName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
@@ -79,6 +82,8 @@ class ArtifactSpec(BaseModel):
     beta: float | None = None
     """Weight of the local terms."""
     heads: dict[_HeadName, HeadSpec] = {}
+    novelty: NoveltySpec | None = None
+    """The out-of-distribution score of the shared representation, where it was fitted."""
     provenance: dict[str, str] = {}
     """Where it comes from: data and its digest, commit, iterations, versions."""
 
@@ -134,6 +139,9 @@ class Networks(nn.Module):
         self.global_statistics = GlobalStatistics(features, dimension) if statistics else None
         self.local_statistics = LocalStatistics(features, dimension) if statistics else None
         self.exclusive_encoder = Encoder(spec.exclusive_encoder) if spec.exclusive_encoder else None
+        self.novelty = (
+            Novelty(spec.novelty, spec.representations["shared"]) if spec.novelty else None
+        )
         self.heads = nn.ModuleDict(
             {
                 name: Classifier(
@@ -193,11 +201,7 @@ class Artifact:
         Where the processor multiplies bfloat16 natively, the layers compute in it: the third digit
         of a vector may depend on the processor and on how many patches come in one call.
         """
-        if representation not in self.spec.representations:
-            raise InputError(
-                f"this model has no representation {representation!r}; it has: "
-                + ", ".join(self.spec.representations)
-            )
+        self.check_representation(representation)
         images = self.network_input(reflectance, bands)
         return np.concatenate(
             [np.zeros((0, self.spec.representations[representation]), np.float32)]
@@ -217,10 +221,29 @@ class Artifact:
     ) -> npt.NDArray[np.float32]:
         """Class probabilities (N, class) of patches, by the named head or the only one."""
         name = self.head_name(head)
-        features = self.embed(reflectance, bands, self.spec.heads[name].representation)
+        return self.probabilities(
+            self.embed(reflectance, bands, self.spec.heads[name].representation), name
+        )
+
+    def probabilities(self, vectors: npt.NDArray[np.float32], head: str) -> npt.NDArray[np.float32]:
+        """Class probabilities (N, class) of vectors (N, dim) of the representation that the head
+        reads."""
         with torch.inference_mode():
-            logits = self.networks.heads[name](torch.from_numpy(features))
-            return cast(npt.NDArray[np.float32], logits.softmax(1).numpy())
+            logits = self.networks.heads[head](torch.from_numpy(vectors))
+            scaled = logits / self.spec.heads[head].temperature
+            return cast(npt.NDArray[np.float32], scaled.softmax(1).numpy())
+
+    def out_of_distribution(
+        self, shared: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32] | None:
+        """How unlike the training data patches are: for each shared representation (N, dim) the
+        share of held-out patches that are nearer to them. None where that was not fitted."""
+        if self.networks.novelty is None:
+            return None
+        with torch.inference_mode():
+            return cast(
+                npt.NDArray[np.float32], self.networks.novelty(torch.from_numpy(shared)).numpy()
+            )
 
     def head_name(self, head: str | None = None) -> str:
         """The name of the head to use: the one asked for, or the only one there is."""
@@ -235,6 +258,14 @@ class Artifact:
                 else f"say which head to classify with; this model has: {names}"
             )
         return head
+
+    def check_representation(self, name: str) -> None:
+        """`InputError` if the model has none of that name."""
+        if name not in self.spec.representations:
+            raise InputError(
+                f"this model has no representation {name!r}; it has: "
+                + ", ".join(self.spec.representations)
+            )
 
     def network_input(self, reflectance: Reflectance, bands: Sequence[str] | None) -> Tensor:
         """Normalised patches (N, band, row, col) in the encoder's memory layout, checked."""

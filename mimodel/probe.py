@@ -14,14 +14,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mimodel.artifact import Artifact, HeadSpec, Networks, frozen
+from mimodel.artifact import Artifact, ArtifactSpec, HeadSpec, Networks, frozen
 from mimodel.data.pairs import LabelledPatches
 from mimodel.errors import DataError
 from mimodel.networks import Classifier
+from mimodel.novelty import fit_novelty
 from mimodel.readouts import (
     Features,
     Labels,
     bootstrap_interval,
+    expected_calibration_error,
+    fit_classifier,
+    fit_temperature,
     linear,
     nearest_neighbours,
     read_out,
@@ -30,6 +34,9 @@ from mimodel.readouts import (
 
 PERCENTILES = (10, 25, 50, 75, 90)
 _NEIGHBOURS = 5
+_FOLDS = 5
+"""One in so many training places is held out where there is no validation split."""
+_FAR = 0.95
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,21 @@ class Score:
     accuracy: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How far confidence and out-of-distribution score can be believed."""
+
+    temperature: float
+    held_out: int
+    """Patches on which both were calibrated: the validation split, or part of the training one."""
+    error: float
+    """Expected calibration error on the test patches."""
+    error_before: float
+    """The same without the temperature."""
+    far: float
+    """Share of test patches that score above 0.95; 0.05 if they are like the held-out ones."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,7 @@ class ProbeReport:
     """Top-1: the same place at another date, among all test patches of other places."""
     across_dates: tuple[Score, ...] = ()
     """Probes fitted on some dates and asked at others."""
+    confidence: Confidence | None = None
 
     def to_markdown(self) -> str:
         """The figures as a table, with what they were measured on."""
@@ -94,6 +117,8 @@ class ProbeReport:
                 "|---|---|--:|",
                 *[_row(score) for score in self.retrieval],
             ]
+        if self.confidence:
+            lines += ["", _confidence_line(self.confidence)]
         return "\n".join(lines) + "\n"
 
 
@@ -111,7 +136,7 @@ def probe(
 
     `features` are those of `feature_sets`, the representation first.
     Returns the figures and the artifact with the Table 7 classifier on its shared representation
-    as the head of that name (not yet saved).
+    as the head of that name, its temperature, and the out-of-distribution score (not yet saved).
     """
     train, test = data.split == "train", data.split == "test"
     if train.sum() < 2 or not test.any() or len(np.unique(data.label[train])) < 2:
@@ -139,6 +164,17 @@ def probe(
             for kind, answer in read.answers.items()
         ]
     assert classifier is not None
+    shared = next(iter(features.values()))
+    report("calibrating its confidence")
+    calibrated, confidence = _calibrated(
+        _with_head(artifact, head, data.classes, classifier),
+        shared,
+        data,
+        head,
+        lambda rows: fit_classifier(
+            shared[rows], data.label[rows], len(data.classes), iterations=iterations, seed=seed
+        ),
+    )
     shares = np.bincount(data.label[train])
     result = ProbeReport(
         artifact=artifact.id,
@@ -151,8 +187,9 @@ def probe(
         scores=tuple(scores),
         retrieval=retrieval_scores(artifact, data, features, seed=seed),
         across_dates=across_dates(data, features),
+        confidence=confidence,
     )
-    return result, _with_head(artifact, head, data.classes, classifier)
+    return result, calibrated
 
 
 def image_statistics(reflectance: npt.NDArray[np.float32]) -> Features:
@@ -363,13 +400,68 @@ def _with_head(
     assert isinstance(first, nn.Linear)
     head = HeadSpec(classes=classes, hidden=first.out_features)
     spec = artifact.spec.model_copy(update={"heads": {**artifact.spec.heads, name: head}})
+    return _remade(artifact, spec, _named(f"heads.{name}", classifier))
+
+
+def _calibrated(
+    artifact: Artifact,
+    shared: Features,
+    data: LabelledPatches,
+    head: str,
+    fit: Callable[[npt.NDArray[np.bool_]], Classifier],
+) -> tuple[Artifact, Confidence]:
+    """The artifact with the temperature of its head and an out-of-distribution score.
+
+    Both come from the validation split. Where there is none, from a part of the training places,
+    which a second classifier made by `fit` on the other rows has not seen.
+    """
+    train, test = data.split == "train", data.split == "test"
+    held_out = data.split == "validation"
+    judge = artifact.networks.heads[head]
+    if not held_out.any():
+        held_out = train & np.isin(data.place, np.unique(data.place[train])[::_FOLDS])
+        train &= ~held_out
+        judge = fit(train)
+    with torch.inference_mode():
+        logits = judge(torch.from_numpy(shared[held_out])).numpy()
+    temperature = fit_temperature(logits, data.label[held_out])
+    before = artifact.probabilities(shared[test], head)
+    novelty_spec, novelty = fit_novelty(shared[train], shared[held_out])
+    heads = artifact.spec.heads
+    calibrated = heads[head].model_copy(update={"temperature": temperature})
+    spec = artifact.spec.model_copy(
+        update={"heads": {**heads, head: calibrated}, "novelty": novelty_spec}
+    )
+    made = _remade(artifact, spec, _named("novelty", novelty))
+    scores = made.out_of_distribution(shared[test])
+    assert scores is not None
+    return made, Confidence(
+        temperature=temperature,
+        held_out=int(held_out.sum()),
+        error=expected_calibration_error(made.probabilities(shared[test], head), data.label[test]),
+        error_before=expected_calibration_error(before, data.label[test]),
+        far=float((scores > _FAR).mean()),
+    )
+
+
+def _remade(artifact: Artifact, spec: ArtifactSpec, more: Mapping[str, Tensor]) -> Artifact:
     networks = Networks(spec)
-    networks.load_state_dict({**artifact.networks.state_dict(), **_named(name, classifier)})
+    networks.load_state_dict({**artifact.networks.state_dict(), **more})
     return Artifact(spec, artifact.digest, frozen(networks))
 
 
-def _named(head: str, classifier: Classifier) -> dict[str, Tensor]:
-    return {f"heads.{head}.{key}": value for key, value in classifier.state_dict().items()}
+def _named(name: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{name}.{key}": value for key, value in module.state_dict().items()}
+
+
+def _confidence_line(found: Confidence) -> str:
+    return (
+        f"Confidence of the MLP on the shared representation: expected calibration error "
+        f"{100 * found.error:.1f} % on the test patches ({100 * found.error_before:.1f} % without "
+        f"the temperature {found.temperature:.2f}, which was fitted on {found.held_out} held-out "
+        f"patches). Of the test patches {100 * found.far:.1f} % have an out-of-distribution score "
+        f"above {_FAR}; of patches like the held-out ones it would be {100 * (1 - _FAR):.0f} %."
+    )
 
 
 def _row(score: Score) -> str:

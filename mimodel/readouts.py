@@ -193,3 +193,28 @@ def _spread(values: Features) -> Features:
     floor = 1e-3 * np.abs(values.mean(0)) + 1e-6
     spread: Features = np.maximum(values.std(0), floor).astype(np.float32)
     return spread
+
+
+def fit_temperature(logits: Features, labels: Labels) -> float:
+    """The T that makes softmax(logits / T) likeliest to give `labels` (Guo et al. 2017)."""
+    from scipy.optimize import minimize_scalar
+
+    scores, truth = torch.from_numpy(logits).double(), torch.from_numpy(labels)
+
+    def loss(log_temperature: float) -> float:
+        return float(cross_entropy(scores / np.exp(log_temperature), truth))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
+
+
+def expected_calibration_error(probabilities: Features, labels: Labels, bins: int = 15) -> float:
+    """How far confidence is from accuracy: the mean over answers of the gap of their bin.
+
+    Answers are put into bins of equal width by the probability (N, class) of the chosen class
+    (Guo et al. 2017, equation 3).
+    """
+    confidence = probabilities.max(1)
+    right = probabilities.argmax(1) == labels
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(bin_of, confidence, bins) - np.bincount(bin_of, right, bins)
+    return float(np.abs(gaps).sum() / len(labels))

@@ -1,7 +1,6 @@
 """The command `crossmi-service`."""
 
 import ipaddress
-import logging
 import os
 import signal
 import socket
@@ -16,14 +15,19 @@ from service.settings import Settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-_LIMITS = {name: field for name, field in Settings.model_fields.items() if name != "api_key"}
+_LIMITS = {
+    name: field
+    for name, field in Settings.model_fields.items()
+    if name not in {"api_key", "backend"}
+}
 _EPILOG = "\n\n".join(
     [
         "Example: crossmi-service --artifact runs/demo/artifact --port 8000",
         "Limits, with their defaults; CROSSMI_MAX_PATCHES=64 in the environment does the same as "
         "--limit max_patches=64, which wins:",
         *(f"{name}={field.default} ({field.description})" for name, field in _LIMITS.items()),
-        "CROSSMI_API_KEY sets a key that clients must send as `Authorization: Bearer KEY`.",
+        "CROSSMI_API_KEY sets a key that clients must send as `Authorization: Bearer KEY`, or "
+        "several with commas between them. SIGHUP has the artifact read again.",
     ]
 )
 
@@ -36,6 +40,13 @@ def serve(
     limit: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Set a limit; repeatable.")
     ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="folded|eager|onnxruntime|openvino",
+            help="How the encoders are computed; CROSSMI_BACKEND does the same.",
+        ),
+    ] = None,
     *,
     open_to_all: Annotated[
         bool, typer.Option("--open-to-all", help="Serve beyond loopback without an API key.")
@@ -43,7 +54,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: embeddings, classes, similarity maps."""
     signal.signal(signal.SIGTERM, _stop)
-    settings = _settings(limit or [])
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing to read again yet
+    settings = _settings(limit or [], {"backend": backend} if backend else {})
     if settings.api_key is None and not open_to_all and not _is_loopback(host):
         _refuse(
             f"{host} can be reached by others: set CROSSMI_API_KEY to a key of at least 16 "
@@ -62,48 +74,37 @@ def _run(artifact: Path, listening: socket.socket, settings: Settings) -> None:
     from service.decode import limit_gdal
 
     limit_gdal()
-    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # faults of uploads are no news
-    import uvicorn
 
     from mimodel.artifact import Artifact
     from mimodel.errors import ArtifactError
     from service.app import create_app
+    from service.server import run
 
     try:
         loaded = Artifact.load(artifact)
-        app = create_app(loaded, settings)
+        app = create_app(loaded, settings, artifact)
     except ArtifactError as error:
         _refuse(str(error))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http="h11",
-            ws="none",
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=settings.drain_seconds,
-        )
-    )
     host, port = listening.getsockname()[:2]
     at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     typer.echo(f"crossmi-service: {loaded.id} at http://{at}")
     try:
-        server.run(sockets=[listening])
+        run(app, listening, settings)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
 
-def _settings(limits: Sequence[str]) -> Settings:
+def _settings(limits: Sequence[str], chosen: dict[str, str]) -> Settings:
     given = dict(text.split("=", 1) for text in limits if "=" in text)
     if len(given) < len(limits) or not given.keys() <= _LIMITS.keys():
         _refuse(f"--limit takes NAME=VALUE, each name once, of {', '.join(_LIMITS)}")
     try:
-        return Settings.model_validate(given)
+        return Settings.model_validate(given | chosen)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         name = str(first["loc"][0])
-        _refuse(f"{name} of --limit or CROSSMI_{name.upper()}: {first['msg']}")
+        option = "--limit" if name in _LIMITS else f"--{name}"
+        _refuse(f"{name} of {option} or CROSSMI_{name.upper()}: {first['msg']}")
 
 
 def _stop(*_: object) -> NoReturn:

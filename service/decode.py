@@ -30,9 +30,10 @@ from service.errors import (
     UnsupportedMediaError,
     location_of,
 )
-from service.schemas import ImageBody, PatchesBody
+from service.schemas import ImageBody, PatchesBody, PixelQuery
 
 NPY, TIFF, JSON = "application/x-npy", "image/tiff", "application/json"
+PNG = "image/png"  # among answers alone
 MEDIA_TYPES = (NPY, TIFF, JSON)
 
 REFLECTANCE_RANGE = (-0.5, 8.0)
@@ -55,6 +56,12 @@ class Declared:
     scale: float | None = None
     offset: float = 0.0
     nodata: float | None = None
+
+    @classmethod
+    def of(cls, query: PixelQuery) -> "Declared":
+        """What the query parameters of a request declare."""
+        bands = tuple(query.bands.split(",")) if query.bands else None
+        return cls(bands, query.scale, query.offset, query.nodata)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ beyond shapes, types and the names of bands.
 """
 
 import logging
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -41,6 +42,19 @@ class BusyError(ServiceError):
     """As many requests wait as may wait."""
 
 
+class SlowAnswerError(ServiceError):
+    """The answer was not there in time."""
+
+
+class TooManyError(ServiceError):
+    """A client asks more often than it may."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        """`seconds` is the time until it may ask again."""
+        super().__init__(message)
+        self.seconds = seconds
+
+
 class NotReadyError(ServiceError):
     """The model is not warmed up yet."""
 
@@ -74,7 +88,9 @@ STATUS: dict[type[Exception], int] = {
     UnsupportedMediaError: 415,
     UnfitError: 422,
     InputError: 422,
+    TooManyError: 429,
     BusyError: 503,
+    SlowAnswerError: 503,
     NotReadyError: 503,
 }
 
@@ -120,7 +136,10 @@ def location_of(kind: str, place: tuple[int | str, ...]) -> str:
 
 async def _on_error(_: Request, error: Exception) -> JSONResponse:
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    return problem(status, str(error))
+    headers = None
+    if isinstance(error, TooManyError):
+        headers = {"Retry-After": str(math.ceil(error.seconds))}
+    return problem(status, str(error), headers)
 
 
 async def _on_validation(_: Request, error: Exception) -> JSONResponse:

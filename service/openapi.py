@@ -1,7 +1,7 @@
 """The OpenAPI document: bodies that are read by hand, problem documents, examples that run."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any, Literal
@@ -11,12 +11,16 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from service.decode import Expected
 from service.errors import PROBLEM_TYPE
 from service.schemas import ImageBody, PatchesBody, Problem
 
 _SCHEMAS = "#/components/schemas/"
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BODIES = {"patches": PatchesBody, "image": ImageBody}
+
+UPLOAD_STATUSES = (400, 406, 408, 413, 415, 422, 503)
+"""Errors of every route that takes pixels."""
 
 _MEANINGS = {
     400: "The body is not of the media type that it claims.",
@@ -26,7 +30,8 @@ _MEANINGS = {
     413: "The body, or what it unpacks to, is over a limit.",
     415: "The media type, or a compression inside it, is not read here.",
     422: "The pixels or parameters are not what the model needs.",
-    503: "Too many requests wait, or the model is not ready.",
+    429: "This client asks too often.",
+    503: "Too many requests wait, the answer took too long, or the model is not ready.",
 }
 
 
@@ -44,17 +49,21 @@ def operation(
     described: dict[str, Any] = {"responses": responses}
     if answer is not None:
         described["response_model"] = answer
+    if also:
         responses[200] = {"content": dict.fromkeys(also, _BINARY)}
     if upload is not None:
         described["openapi_extra"] = {"requestBody": _request_body(upload)}
     return described
 
 
-def describe(app: FastAPI, bands: Sequence[str], patch_size: int) -> None:
-    """Make `app.openapi` add what FastAPI cannot know, with examples for a model of these bands."""
+def describe(app: FastAPI, expected: Callable[[], Expected]) -> None:
+    """Make `app.openapi` add what FastAPI cannot know, with examples for what is expected now."""
+    described: Expected | None = None
 
     def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
+        nonlocal described
+        if app.openapi_schema is None or described != expected():
+            described = expected()
             made = get_openapi(
                 title=app.title,
                 version=app.version,
@@ -63,7 +72,7 @@ def describe(app: FastAPI, bands: Sequence[str], patch_size: int) -> None:
             )
             components = made.setdefault("components", {})
             components.setdefault("schemas", {}).update(_component_schemas())
-            components["examples"] = _examples(bands, patch_size)
+            components["examples"] = _examples(described.bands, described.patch_size)
             app.openapi_schema = made
         return app.openapi_schema
 
@@ -71,7 +80,7 @@ def describe(app: FastAPI, bands: Sequence[str], patch_size: int) -> None:
 
 
 def _problem(status: int) -> dict[str, Any]:
-    header = {401: "WWW-Authenticate", 503: "Retry-After"}.get(status)
+    header = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}.get(status)
     return {
         "description": f"{HTTPStatus(status).phrase}. {_MEANINGS[status]}",
         "content": {PROBLEM_TYPE: {"schema": {"$ref": _SCHEMAS + "Problem"}}},
@@ -81,16 +90,18 @@ def _problem(status: int) -> dict[str, Any]:
 def _request_body(upload: str) -> dict[str, Any]:
     shape = "(N, band, row, column)" if upload == "patches" else "(band, row, column)"
     tiff = "one patch" if upload == "patches" else "one image"
+    sent = [_BODIES[upload], ImageBody] if upload == "patches" else [ImageBody]
     return {
         "required": True,
         "description": f"Reflectance of shape {shape}, or digital numbers with `scale` and "
         f"`offset`. A GeoTIFF holds {tiff}; its band descriptions name the bands if they are "
-        "names of Sentinel-2 bands.",
+        "names of Sentinel-2 bands."
+        + (" With `stride`, an image (band, row, column)." if upload == "patches" else ""),
         "content": {
             "application/x-npy": _BINARY,
             "image/tiff": _BINARY,
             "application/json": {
-                "schema": {"$ref": _SCHEMAS + _BODIES[upload].__name__},
+                "schema": {"anyOf": [{"$ref": _SCHEMAS + body.__name__} for body in sent]},
                 "examples": {upload: {"$ref": f"#/components/examples/{upload}"}},
             },
         },

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -20,16 +20,20 @@ from service.errors import (
 from service.settings import Settings
 
 
-def check_key(authorization: str | None, settings: Settings) -> None:
-    """Compare `Authorization: Bearer KEY` with the key of the settings, if these have one."""
-    if settings.api_key is None:
-        return
-    scheme, _, given = (authorization or "").partition(" ")
-    expected = settings.api_key.get_secret_value()
-    # Digests have one length, so the time tells nothing of the key's.
-    same = hmac.compare_digest(_digest(given.strip()), _digest(expected))
-    if scheme.lower() != "bearer" or not same:
-        raise UnauthorizedError("send the key of this service as `Authorization: Bearer KEY`")
+def client_of(request: Request, settings: Settings) -> str:
+    """Who asks: the beginning of the digest of the key, or the address where no key is wanted.
+
+    `UnauthorizedError` if a key is wanted and none of those that are valid came.
+    """
+    if not settings.keys:
+        return request.client.host if request.client else "unknown"
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    digest = _digest(given.strip())
+    # Digests have one length, and each is compared: the time tells nothing of any key.
+    same = [hmac.compare_digest(digest, _digest(key)) for key in settings.keys]
+    if scheme.lower() != "bearer" or not any(same):
+        raise UnauthorizedError("send a key of this service as `Authorization: Bearer KEY`")
+    return digest.hex()[:12]
 
 
 def _digest(text: str) -> bytes:
@@ -73,8 +77,11 @@ def _quality(offer: str, ranges: Sequence[tuple[str, float]]) -> float:
     return 0.0
 
 
-async def read_body(request: Request, settings: Settings) -> bytes:
-    """The whole body, if it is within the limit and comes in time, with or without its length."""
+async def read_body(request: Request, settings: Settings, hold: Callable[[int], None]) -> bytes:
+    """The whole body, if it is within the limit and comes in time, with or without its length.
+
+    `hold` is told of the bytes of each piece, and raises if there is no memory for them.
+    """
     too_large = TooLargeError(
         f"a body may have {settings.max_body_bytes} bytes; send fewer patches or a smaller image"
     )
@@ -87,6 +94,7 @@ async def read_body(request: Request, settings: Settings) -> bytes:
             async for chunk in request.stream():
                 if len(body) + len(chunk) > settings.max_body_bytes:
                     raise too_large
+                hold(len(chunk))
                 body += chunk
     except TimeoutError:
         raise SlowBodyError(

@@ -1,6 +1,6 @@
 """What goes over the wire: query parameters, JSON bodies, answers, problems."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 from typing_extensions import TypeAliasType
@@ -44,7 +44,27 @@ class PixelQuery(BaseModel):
     )
 
 
-class ClassifyQuery(PixelQuery):
+class GridQuery(PixelQuery):
+    """Patches, or an image of which a grid of patches is taken."""
+
+    stride: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Says that the body is an image, of which patches are taken in steps of so "
+        "many pixels, the last ones at its border. Default: the body holds patches.",
+    )
+
+
+class EmbedQuery(GridQuery):
+    """Pixels to embed."""
+
+    representation: Literal["shared", "exclusive", "both"] = Field(
+        "shared", description="Which vectors to answer."
+    )
+
+
+class ClassifyQuery(GridQuery):
     """Pixels to classify."""
 
     head: str | None = Field(
@@ -95,27 +115,42 @@ class ArtifactName(BaseModel):
     digest: str = Field(description="SHA-256 of its weights.")
 
 
-class EmbedAnswer(BaseModel):
-    """Representations of patches."""
+class Grid(BaseModel):
+    """Where in an image its patches are centred; the patches stand row by row."""
 
+    rows: list[int] = Field(description="Image rows of the grid.")
+    cols: list[int] = Field(description="Image columns of the grid.")
+
+
+class _PatchAnswer(BaseModel):
     artifact: ArtifactName
-    shared: list[list[float]] = Field(description="One vector a patch.")
     valid_fraction: list[float] = Field(
         description="Part of each patch's pixels that have data in every band of the model. A "
-        "patch without any has 0, and the vector of the model's mean pixel."
+        "patch without any has 0, and what is said of it is said of the model's mean pixel."
     )
+    out_of_distribution: list[float] | None = Field(
+        description="How unlike the training data each patch is: the share of held-out patches "
+        "that are nearer to these. 0.5 is ordinary, above 0.99 one in a hundred of such patches. "
+        "null where the model was not calibrated (`mimodel probe` does it)."
+    )
+    grid: Grid | None = Field(description="null unless `stride` was given.")
 
 
-class ClassifyAnswer(BaseModel):
+class EmbedAnswer(_PatchAnswer):
+    """Representations of patches, one vector a patch; null what was not asked for."""
+
+    shared: list[list[float]] | None
+    exclusive: list[list[float]] | None
+
+
+class ClassifyAnswer(_PatchAnswer):
     """Class probabilities of patches."""
 
-    artifact: ArtifactName
     head: str
     classes: list[str]
     probabilities: list[list[float]] = Field(
         description="One row a patch, in the order of classes."
     )
-    valid_fraction: list[float]
 
 
 class SimilarityAnswer(BaseModel):

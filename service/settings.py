@@ -1,16 +1,19 @@
 """The limits of the service, from CROSSMI_... variables of the environment or the command line."""
 
-from pydantic import Field, SecretStr
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1 << 20
+_KEY_LENGTH = 16
 
 
 class Settings(BaseSettings):
-    """What one request may bring and how many may wait.
+    """What one request may bring, how many may wait, how long things may take.
 
-    Memory for uploads is bounded by (max_waiting + 1) * max_body_bytes plus a few times
-    max_decoded_bytes, since one request at a time is decoded.
+    Memory for uploads is bounded by max_waiting_bytes of bodies, as much again of unpacked pixels,
+    and a few times max_decoded_bytes for the one upload that is being unpacked.
     """
 
     model_config = SettingsConfigDict(env_prefix="CROSSMI_", frozen=True, extra="forbid")
@@ -24,10 +27,41 @@ class Settings(BaseSettings):
     )
     max_patches: int = Field(512, gt=0, description="Patches of an embed or classify request")
     max_pixels: int = Field(1024 * 1024, gt=0, description="Height times width of an image")
-    max_windows: int = Field(4096, gt=0, description="Patches that a similarity map may compare")
-    max_waiting: int = Field(16, ge=0, description="Requests that wait while one is worked on")
-    body_seconds: float = Field(30.0, gt=0, description="Time for a body to arrive")
-    drain_seconds: int = Field(30, ge=0, description="Time for open requests to end after SIGTERM")
-    api_key: SecretStr | None = Field(
-        None, min_length=16, description="What a client sends as `Authorization: Bearer KEY`"
+    max_windows: int = Field(4096, gt=0, description="Patches that a map or a grid may be made of")
+    max_batch: int = Field(64, gt=0, description="Patches that the model takes at a time")
+    max_waiting: int = Field(128, ge=0, description="Requests that wait while one is worked on")
+    max_waiting_bytes: int = Field(
+        256 * MIB, gt=0, description="Bytes of all bodies that wait, and of all unpacked pixels"
     )
+    max_rate: float = Field(
+        0.0, ge=0, description="Requests a second of one key, or address without keys; 0 for any"
+    )
+    body_seconds: float = Field(30.0, gt=0, description="Time for a body to arrive")
+    answer_seconds: float = Field(120.0, gt=0, description="Time from a body to its answer")
+    notice_seconds: float = Field(
+        1.0, ge=0, description="Time after SIGTERM in which new requests are still answered"
+    )
+    drain_seconds: int = Field(30, ge=0, description="Time for open requests to end after that")
+    watch_seconds: float = Field(
+        5.0, ge=0, description="Time between looks for a new artifact in the folder; 0 for none"
+    )
+    backend: Literal["folded", "eager", "onnxruntime", "openvino"] = Field(
+        "folded", description="How the encoders are computed"
+    )
+    api_key: SecretStr | None = Field(
+        None,
+        description="What a client sends as `Authorization: Bearer KEY`; several with commas "
+        "between them",
+    )
+
+    @field_validator("api_key")
+    @classmethod
+    def _long_enough(cls, given: SecretStr | None) -> SecretStr | None:
+        if given and any(len(key) < _KEY_LENGTH for key in given.get_secret_value().split(",")):
+            raise ValueError(f"every key should have at least {_KEY_LENGTH} characters")
+        return given
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of which a client must send one; none: it need not."""
+        return tuple(self.api_key.get_secret_value().split(",")) if self.api_key else ()

@@ -163,8 +163,9 @@ class CubePairs:
 def labelled_cube(
     path: Path, labels: Path, *, bands: Sequence[str], min_valid: float, dates: int, seed: int
 ) -> LabelledPatches:
-    """Up to `dates` usable dates of each place that probes train on or are tested on, with the
-    majority class of its ground.
+    """Up to `dates` usable dates of each place, with the majority class of its ground.
+
+    Places of the validation split stand at the end, as far as their class is one of the others'.
 
     `labels` is a folder of categorical rasters, one a tile, named `<tile>.tif`, on the tile's grid;
     the band tag `classes` is a JSON list of class names by value.
@@ -174,10 +175,11 @@ def labelled_cube(
     rng = np.random.default_rng([seed, 2])
     usable = usable_dates(cube, min_valid)
     ground, classes = _majority_classes(cube, labels)
-    ground[np.asarray(cube.split) == "validation"] = -1
+    validation = np.asarray(cube.split) == "validation"
+    ground[validation & ~np.isin(ground, ground[~validation])] = -1
     samples = [
         (place, date)
-        for place in range(cube.patches)
+        for place in np.argsort(validation, kind="stable").tolist()
         if ground[place] >= 0
         for date in np.sort(rng.permutation(np.flatnonzero(usable[place]))[:dates])
     ]

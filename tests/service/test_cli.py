@@ -42,7 +42,7 @@ def test_help_has_an_example_and_every_limit_with_its_default() -> None:
     assert result.returncode == 0
     assert "crossmi-service --artifact runs/demo/artifact --port 8000" in result.stdout
     for name, field in Settings.model_fields.items():
-        assert name == "api_key" or f"{name}={field.default}" in result.stdout
+        assert name in {"api_key", "backend"} or f"{name}={field.default}" in result.stdout
     assert "CROSSMI_API_KEY" in result.stdout
 
 
@@ -99,13 +99,17 @@ def test_beyond_loopback_a_key_is_needed(artifact_folder: Path, host: str) -> No
         (["--limit", "max_patches=0"], {}, "max_patches"),
         (["--limit", "max_patches=many"], {}, "max_patches"),
         ([], {"CROSSMI_MAX_WAITING": "-1"}, "CROSSMI_MAX_WAITING"),
-        ([], {"CROSSMI_API_KEY": "short"}, "CROSSMI_API_KEY: Value should have at least 16"),
+        (
+            [],
+            {"CROSSMI_API_KEY": "short"},
+            "CROSSMI_API_KEY: Value error, every key should",
+        ),
     ],
 )
 def test_a_wrong_limit(options: list[str], environment: dict[str, str], says: str) -> None:
     result = run("--artifact", "any", *options, **environment)
     one_sentence(result, says)
-    assert "short" not in result.stderr.replace("too short", "")
+    assert "short" not in result.stderr
 
 
 def test_limits_come_from_the_environment_and_the_command_line_wins(

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from mimodel.artifact import Artifact
 from service.app import create_app
@@ -26,8 +27,15 @@ PATCH = npy_bytes(np.zeros((1, 4, 64, 64), np.float32))
 @contextmanager
 def in_a_thread(artifact: Artifact, settings: Settings) -> Iterator[httpx.Client]:
     """A client of a real server in this process."""
+    with app_in_a_thread(create_app(artifact, settings)) as client:
+        yield client
+
+
+@contextmanager
+def app_in_a_thread(app: FastAPI) -> Iterator[httpx.Client]:
+    """The same of an app that the test keeps at hand."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(create_app(artifact, settings), http="h11", log_level="warning")
+        config = uvicorn.Config(app, http="h11", log_level="warning")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()

@@ -1,0 +1,28 @@
+"""Answers as bytes: JSON, npy, pictures; each names the model that gave it."""
+
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import Response
+from pydantic import BaseModel
+
+from service.decode import JSON, NPY
+from service.schemas import ArtifactName
+
+
+def json_answer(answer: BaseModel, name: ArtifactName) -> Response:
+    """A JSON document."""
+    return bytes_answer(answer.model_dump_json().encode(), JSON, name)
+
+
+def npy_answer(array: npt.NDArray[np.float32], name: ArtifactName) -> Response:
+    """One array as a .npy file."""
+    file = BytesIO()
+    np.lib.format.write_array(file, array, allow_pickle=False)
+    return bytes_answer(file.getvalue(), NPY, name)
+
+
+def bytes_answer(content: bytes, media_type: str, name: ArtifactName) -> Response:
+    """Any other content."""
+    return Response(content, media_type=media_type, headers={"X-Artifact": name.digest})

@@ -1,0 +1,272 @@
+"""What every route works with: the model that answers now, a place in the queue, two threads.
+
+A route takes `engine.model` once, when its body is there, and answers by it: the next request may
+find another one. `upload` gives the body, `decode` its pixels, `embed` and `compute` what the model
+says, `prepare` writes long answers. None of it runs on the event loop, which stays free for
+/healthz and for reading other bodies.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar, final
+
+import numpy as np
+from fastapi import Depends, FastAPI, Request
+
+from mimodel.artifact import Artifact
+from mimodel.backends import Backend, embedder
+from mimodel.errors import ArtifactError
+from service.batching import Batcher
+from service.decode import Declared, Expected, Reflectance
+from service.errors import BusyError, SlowAnswerError
+from service.metrics import Metrics
+from service.patches import Patches
+from service.rates import Rates
+from service.requests import client_of, media_type_of, read_body
+from service.schemas import ArtifactName, PixelQuery
+from service.settings import Settings
+
+
+class _HasBytes(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+T = TypeVar("T")
+Sized = TypeVar("Sized", bound=_HasBytes)
+
+log = logging.getLogger("crossmi.service")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded artifact, the name that answers carry, and what uploads it takes."""
+
+    artifact: Artifact
+    name: ArtifactName
+    expected: Expected
+    embedders: dict[str, Callable[[Reflectance], Reflectance]]
+    """By representation, from patches to vectors: what the batcher joins requests for."""
+
+    @classmethod
+    def of(cls, artifact: Artifact, settings: Settings) -> "Model":
+        """`ArtifactError` if it reads no square patches, or its backend is not installed."""
+        expected = Expected(
+            bands=artifact.spec.bands,
+            patch_size=artifact.spec.patch_size,
+            max_patches=settings.max_patches,
+            max_pixels=settings.max_pixels,
+            max_bytes=settings.max_decoded_bytes,
+        )
+        name = ArtifactName(id=artifact.id, digest=artifact.digest)
+        embedders = {
+            representation: embedder(artifact, representation, Backend(settings.backend))
+            for representation in artifact.spec.representations
+        }
+        return cls(artifact, name, expected, embedders)
+
+    def warm_up(self) -> None:
+        """One patch through each encoder, so that the first request is as fast as others."""
+        spec = self.artifact.spec
+        shape = (1, len(spec.bands), spec.patch_size, spec.patch_size)
+        for embed in self.embedders.values():
+            embed(np.full(shape, np.nan, np.float32))
+
+
+@final
+@dataclass
+class Upload:
+    """A body that has arrived whole, and the media type that it claims."""
+
+    body: bytes
+    media_type: str
+    body_bytes: int = 0
+    pixel_bytes: int = 0
+    """What it holds of the memory for bodies, and then of that for pixels."""
+
+
+@final
+class Engine:
+    """The model, the queue and the threads of one service. Use it from one event loop."""
+
+    def __init__(self, artifact: Artifact, settings: Settings, folder: Path | None = None) -> None:
+        """`folder` is where the artifact is read from again when it has changed."""
+        self.settings = settings
+        self.model = Model.of(artifact, settings)
+        self.metrics = Metrics()
+        self.metrics.model(self.model.name.id, self.model.name.digest)
+        self.ready = False
+        self.draining = False
+        guarded = bool(settings.keys or settings.max_rate)
+        self.guards = [Depends(self._admit)] if guarded else []
+        """Dependencies of every route that is not open to all."""
+        self.guard_statuses = (401,) * bool(settings.keys) + (429,) * bool(settings.max_rate)
+        """What these may answer, for the OpenAPI document."""
+        self._folder = folder
+        self._rates = Rates(settings.max_rate)
+        self._places = 0
+        self._body_bytes = 0
+        self._pixel_bytes = 0
+        self.metrics.watch(
+            lambda: self._places, lambda: self._body_bytes, lambda: self._pixel_bytes
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reload_wanted = asyncio.Event()
+        self._decoding = asyncio.Lock()
+        self._freed = asyncio.Event()
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._batcher = Batcher(settings.max_batch, self.metrics.batches.observe)
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Warm the model up beside the first requests; let begun work end before the threads do."""
+        self._loop = asyncio.get_running_loop()
+        warming = asyncio.create_task(self._warm_up())
+        reloading = asyncio.create_task(self._keep_model_new())
+        try:
+            yield
+        finally:
+            reloading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reloading
+            await warming
+            self._preparing.shutdown()
+            self._batcher.close()
+
+    @asynccontextmanager
+    async def upload(self, request: Request) -> AsyncIterator[Upload]:
+        """The body of a request, which has a place in the queue until the answer is there.
+
+        `BusyError` if there is none: a body that nobody can work on is not taken into memory.
+        `SlowAnswerError` if the answer is not there in time.
+        """
+        media_type = media_type_of(request)
+        if self._places > self.settings.max_waiting:
+            raise BusyError(f"{self._places} requests are being worked on or wait; try again later")
+        self._places += 1
+        upload = Upload(b"", media_type)
+
+        def hold(count: int) -> None:
+            if self._body_bytes + count > self.settings.max_waiting_bytes:
+                raise BusyError("the bodies that wait fill the memory for them; try again later")
+            upload.body_bytes += count
+            self._body_bytes += count
+
+        try:
+            upload.body = await read_body(request, self.settings, hold)
+            async with asyncio.timeout(self.settings.answer_seconds):
+                yield upload
+        except TimeoutError:
+            raise SlowAnswerError(
+                f"there was no answer within {self.settings.answer_seconds:g} seconds; send less "
+                "at once, or try again later"
+            ) from None
+        finally:
+            self._places -= 1
+            self._body_bytes -= upload.body_bytes
+            self._pixel_bytes -= upload.pixel_bytes
+            self._freed.set()
+
+    async def decode(
+        self,
+        read: Callable[[bytes, str, Declared, Expected], Sized],
+        upload: Upload,
+        query: PixelQuery,
+        model: Model,
+    ) -> Sized:
+        """What `read` unpacks from a body, one body at a time, and as there is memory for it."""
+        async with self._decoding:
+            while self._pixel_bytes > self.settings.max_waiting_bytes:
+                self._freed.clear()
+                await self._freed.wait()
+            declared = Declared.of(query)
+            pixels = await self.prepare(
+                lambda: read(upload.body, upload.media_type, declared, model.expected)
+            )
+            # What the body holds is in the pixels now.
+            upload.body, freed, upload.body_bytes = b"", upload.body_bytes, 0
+            self._body_bytes -= freed
+            upload.pixel_bytes = pixels.nbytes
+            self._pixel_bytes += pixels.nbytes
+            return pixels
+
+    async def embed(self, model: Model, patches: Patches, representation: str) -> Reflectance:
+        """Vectors (N, dim) of patches, worked out together with what others ask."""
+        return await self._batcher.rows(model.embedders[representation], patches)
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        """The result of `work` by the model, in the thread that has it."""
+        return await self._batcher.call(work)
+
+    async def prepare(self, work: Callable[[], T]) -> T:
+        """The result of `work` that needs no model."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
+
+    def drain(self) -> None:
+        """Say that the end is near: /readyz and the answers' headers tell so from now on."""
+        self.draining = True
+
+    def want_reload(self) -> None:
+        """Have the artifact read again, soon; may be called from a signal handler."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._reload_wanted.set)
+
+    async def _warm_up(self) -> None:
+        try:
+            await self.compute(self.model.warm_up)
+        except Exception:
+            log.exception("the model cannot be warmed up, so the service does not become ready")
+            raise
+        self.ready = True
+
+    async def _keep_model_new(self) -> None:
+        """Load what is in the folder when it is asked for, or when it is not what was loaded."""
+        if self._folder is None:
+            return
+        seen = _stamp(self._folder)
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self._reload_wanted.wait(), self.settings.watch_seconds or None
+                )
+            stamp = _stamp(self._folder)
+            if self._reload_wanted.is_set() or stamp != seen:
+                self._reload_wanted.clear()
+                seen = stamp
+                await self._reload(self._folder)
+
+    async def _reload(self, folder: Path) -> None:
+        """Requests are answered by the present model until the new one is warm, and if it fails."""
+        try:
+            artifact = await asyncio.to_thread(Artifact.load, folder)
+            model = Model.of(artifact, self.settings)
+            await self.compute(model.warm_up)
+        except (ArtifactError, OSError) as error:
+            self.metrics.reloads.labels("failed").inc()
+            log.error("the artifact cannot be read again; the present model stays: %s", error)
+            return
+        self.model = model
+        self.metrics.model(model.name.id, model.name.digest)
+        self.metrics.reloads.labels("done").inc()
+        log.info("reloaded", extra={"fields": {"artifact": model.name.id}})
+
+    async def _admit(self, request: Request) -> None:
+        """A dependency: whoever has a key, as often as the rate allows."""
+        client = client_of(request, self.settings)
+        request.state.client = client
+        self._rates.count(client)
+
+
+def _stamp(folder: Path) -> tuple[int, int, int] | None:
+    """What changes when an artifact is written anew: its checksums are another file."""
+    try:
+        status = (folder / "SHA256SUMS").stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -1,0 +1,68 @@
+"""uvicorn as this service runs it: signals, the way to the end, the log."""
+
+import logging.config
+import signal
+import socket
+import time
+from types import FrameType
+from typing import final
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.engine import Engine
+from service.observing import LOGGING
+from service.settings import Settings
+
+
+def run(app: FastAPI, listening: socket.socket, settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, and then until what has begun is answered.
+
+    SIGHUP has the artifact read again.
+    """
+    server = Server(app, settings)
+    engine: Engine = app.state.engine
+    signal.signal(signal.SIGHUP, lambda *_: engine.want_reload())
+    server.run(sockets=[listening])
+
+
+@final
+class Server(uvicorn.Server):
+    """Ends in two steps, so that no request that was sent is lost.
+
+    From SIGTERM on /readyz says 503 and each answer closes its connection, so that a proxy and
+    clients that keep connections turn elsewhere. After `notice_seconds` the port is closed, and
+    what has begun by then is answered.
+    """
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        logging.config.dictConfig(LOGGING)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=5,
+                timeout_graceful_shutdown=settings.drain_seconds,
+            )
+        )
+        self._engine: Engine = app.state.engine
+        self._notice_seconds = settings.notice_seconds
+        self._end: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM begins the end; Ctrl-C, or a second signal, is in more of a hurry."""
+        if sig == signal.SIGTERM and self._end is None:
+            self._engine.drain()
+            self._end = time.monotonic() + self._notice_seconds
+            return
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether it is time to close the port."""
+        over = self._end is not None and time.monotonic() >= self._end
+        return await super().on_tick(counter) or over

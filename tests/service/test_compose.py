@@ -1,0 +1,275 @@
+"""docker-compose.yml: what it confines, and each program in it, run as it says, without Docker."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+
+from service.settings import Settings
+from tests.service.bodies import npy_bytes
+from tests.service.conftest import Running
+from tests.service.test_http import NPY, refused
+
+ROOT = Path(__file__).parents[2]
+SERVICES = {"service", "proxy", "prometheus", "scheduler", "worker", "store", "notebook"}
+PATCH = npy_bytes(np.zeros((1, 4, 64, 64), np.float32))
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    parsed: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return parsed
+
+
+def test_containers_can_do_no_more_than_they_need(compose: dict[str, Any]) -> None:
+    assert compose["services"].keys() == SERVICES
+    for container in compose["services"].values():
+        assert container["read_only"] is True
+        assert int(container["user"].split(":")[0]) > 0
+        assert container["cap_drop"] == ["ALL"]
+        assert container["security_opt"] == ["no-new-privileges:true"]
+        assert "privileged" not in container
+        assert container["mem_limit"]
+        assert container["pids_limit"]
+        assert container["healthcheck"]["test"][0] == "CMD"
+        assert all(port.startswith("127.0.0.1:") for port in container.get("ports", []))
+
+
+def test_the_compose_file_fits_its_schema(tmp_path: Path) -> None:
+    check = [Path(sys.executable).with_name("check-jsonschema")]
+    check += ["--builtin-schema", "vendor.compose-spec"]
+    subprocess.run([*check, ROOT / "docker-compose.yml"], check=True)
+    odd = tmp_path / "odd.yml"
+    odd.write_text((ROOT / "docker-compose.yml").read_text().replace("read_only:", "readonly:"))
+    assert subprocess.run([*check, odd], check=False, capture_output=True).returncode == 1
+
+
+def test_the_service_is_reached_by_few_and_reaches_nothing(compose: dict[str, Any]) -> None:
+    service = compose["services"]["service"]
+    assert "ports" not in service
+    assert service["networks"] == ["inside"]
+    assert compose["networks"]["inside"] == {"internal": True}
+    inside = {name for name, one in compose["services"].items() if "inside" in one["networks"]}
+    assert inside == {"service", "proxy", "prometheus"}
+    assert service["environment"]["CROSSMI_API_KEY"].startswith("${CROSSMI_API_KEY:?")
+    assert service["volumes"][0]["read_only"] is True
+
+
+def test_what_is_mounted_into_a_read_only_container_is_a_file(compose: dict[str, Any]) -> None:
+    # Compose copies `content:` into the container, which fails where its root is read-only.
+    for name, config in compose["configs"].items():
+        assert (ROOT / config["file"]).is_file(), name
+    assert "secrets" not in compose
+
+
+def test_the_proxy_fits_the_limits_of_the_service(compose: dict[str, Any]) -> None:
+    conf = (ROOT / "deploy/proxy.conf").read_text()
+    for timeout in ("client_header_timeout", "client_body_timeout", "send_timeout"):
+        assert re.search(rf"^\s*{timeout} \d+s;$", conf, re.MULTILINE)
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    limit, patience = (
+        int(found[1])
+        for name in ("client_max_body_size (\\d+)m", "proxy_read_timeout (\\d+)s")
+        if (found := re.search(name, conf))
+    )
+    assert limit << 20 > defaults["max_body_bytes"]
+    assert patience > defaults["answer_seconds"]
+    grace = int(compose["services"]["service"]["stop_grace_period"].removesuffix("s"))
+    assert grace > defaults["notice_seconds"] + defaults["drain_seconds"]
+
+
+def test_the_images_run_their_commands_without_root(compose: dict[str, Any]) -> None:
+    stages = (ROOT / "Dockerfile").read_text().split("\nFROM ")
+    by_name = {stage.splitlines()[0].rsplit(" AS ", 1)[-1]: stage for stage in stages[1:]}
+    for container in compose["services"].values():
+        if "build" in container:
+            assert re.search(r"^USER 10001$", by_name[container["build"]["target"]], re.MULTILINE)
+    last = stages[-1]
+    assert "HEALTHCHECK" in last
+    assert 'ENTRYPOINT ["crossmi-service", "--artifact", "/artifact"' in last
+    copied = set(re.findall(r"^COPY (\w+) \./\w+$", by_name["build"], re.MULTILINE))
+    packages = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
+    assert packages
+    assert copied == set(re.findall(r'"(\w+)"', packages[1]))
+
+
+# --- each program, run natively ----------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+@contextmanager
+def program(command: list[str], answers: Callable[[], bool], folder: Path) -> Iterator[None]:
+    """A program that runs until it answers, and for the length of the block."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
+    found = shutil.which(command[0], path=path)
+    if not found:
+        pytest.skip(f"{command[0]} is not installed")
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([found, *command[1:]], cwd=folder, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 90
+            while not answers():
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.1)
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+
+def healthy(url: str) -> Callable[[], bool]:
+    def ask() -> bool:
+        try:
+            return httpx.get(url, timeout=2).is_success
+        except httpx.TransportError:
+            return False
+
+    return ask
+
+
+def with_ports(command: list[str], ports: dict[str, int]) -> list[str]:
+    """A command of the compose file, on this machine and on free ports."""
+    text = "\0".join(command).replace("0.0.0.0", "127.0.0.1").replace("scheduler:", "127.0.0.1:")
+    for written, port in ports.items():
+        assert written in text
+        text = text.replace(written, str(port))
+    return text.split("\0")
+
+
+@pytest.fixture(scope="module")
+def proxied(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """nginx with the very configuration of the compose file, in front of a service."""
+    folder = tmp_path_factory.mktemp("proxy")
+    port = free_port()
+    conf = (ROOT / "deploy/proxy.conf").read_text()
+    conf = conf.replace("http://service:8000", service.url)
+    conf = conf.replace("listen 8080", f"listen 127.0.0.1:{port}")
+    # Shorter, since a test waits for them.
+    conf = re.sub(r"(client_(?:header|body)_timeout) 10s", r"\1 1s", conf)
+    temp = "\n".join(
+        f"{name}_temp_path {folder}/{name};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {folder}/pid; error_log stderr;\n"
+        f"events {{}}\nhttp {{ access_log off;\n{temp}\n{conf}\n}}\n"
+    )
+    url = f"http://127.0.0.1:{port}"
+    command = ["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder)]
+    with program(command, healthy(f"{url}/healthz"), folder):
+        yield url
+
+
+def test_the_proxy_passes_on_what_is_good(proxied: str) -> None:
+    answer = httpx.post(f"{proxied}/embed", content=PATCH, headers=NPY, timeout=60)
+    assert answer.status_code == 200
+    assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-ID"])
+
+
+def test_the_proxy_words_its_refusals_as_the_service_does(proxied: str) -> None:
+    assert httpx.get(f"{proxied}/metrics").status_code == 404
+    too_large = {**NPY, "Content-Length": str(34 << 20)}
+    with socket.create_connection(("127.0.0.1", int(proxied.rsplit(":", 1)[1]))) as sending:
+        lines = [f"{name}: {value}" for name, value in too_large.items()]
+        sending.sendall("\r\n".join(["POST /embed HTTP/1.1", "Host: x", *lines, "", ""]).encode())
+        answer = sending.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"application/problem+json" in answer
+    statuses = []
+    with httpx.Client(base_url=proxied) as client:
+        for _ in range(400):
+            answered = client.get("/healthz")
+            statuses.append(answered.status_code)
+            if answered.status_code == 429:
+                refused(answered, 429, "50 times a second")
+                assert answered.headers["Retry-After"]
+                break
+    assert set(statuses) <= {200, 429}
+
+
+def test_a_client_that_drips_is_cut_off(proxied: str) -> None:
+    """Headers that never end, against which uvicorn has no defence, and a body that never ends."""
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+    for begun in (b"GET /healthz HTTP/1.1\r\nHost: x\r\n", head + b"Content-Length: 9999\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", int(proxied.rsplit(":", 1)[1]))) as sending:
+            sending.settimeout(20)
+            sending.sendall(begun)
+            answer = sending.recv(4096)  # nothing, or a 408, and then the end
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.slow
+def test_dask_runs_a_task_as_the_compose_file_starts_it(
+    compose: dict[str, Any], tmp_path: Path
+) -> None:
+    scheduler, dashboard, worker = free_port(), free_port(), free_port()
+    ports = {"8786": scheduler, "8787": dashboard}
+    command = with_ports(compose["services"]["scheduler"]["command"], ports)
+    working = with_ports(
+        compose["services"]["worker"]["command"],
+        {"8786": scheduler, "8790": worker, "/tmp": tmp_path},  # type: ignore[dict-item]
+    )
+    (tmp_path / "scheduler").mkdir()
+    with program(command, healthy(f"http://127.0.0.1:{dashboard}/health"), tmp_path / "scheduler"):
+        with program(working, healthy(f"http://127.0.0.1:{worker}/health"), tmp_path):
+            from distributed import Client
+
+            with Client(f"tcp://127.0.0.1:{scheduler}") as client:
+                assert client.submit(sum, [1, 2, 3]).result(60) == 6
+
+
+@pytest.mark.slow
+def test_the_store_speaks_s3(compose: dict[str, Any], tmp_path: Path) -> None:
+    port = free_port()
+    command = with_ports(compose["services"]["store"]["command"], {"9000": port})
+    with program(command, healthy(f"http://127.0.0.1:{port}/moto-api/"), tmp_path):
+        import s3fs
+
+        store = s3fs.S3FileSystem(
+            key="a", secret="b", endpoint_url=f"http://127.0.0.1:{port}", skip_instance_cache=True
+        )
+        store.mkdir("cubes")
+        store.pipe("cubes/one", b"bytes")
+        assert store.cat("cubes/one") == b"bytes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "port"), [("prometheus", "9090"), ("notebook", "8888")])
+def test_what_else_is_started_answers(
+    compose: dict[str, Any], tmp_path: Path, name: str, port: str
+) -> None:
+    container = compose["services"][name]
+    entry = ["prometheus"] if name == "prometheus" else []
+    taken = free_port()
+    command = [*entry, *container["command"]]
+    if name == "prometheus":
+        command.append("--web.listen-address=127.0.0.1:9090")
+    command = with_ports(command, {port: taken})
+    command = [
+        part.replace("/etc/prometheus", str(ROOT / "deploy")).replace("=/prometheus", "=data")
+        .replace("=/work", "=.")
+        for part in command
+    ]  # fmt: skip
+    path = container["healthcheck"]["test"][-1]
+    route = re.search(r"127\.0\.0\.1:\d+(/[\w/-]+)", path)
+    assert route
+    with program(command, healthy(f"http://127.0.0.1:{taken}{route[1]}"), tmp_path):
+        pass

@@ -1,0 +1,238 @@
+"""What an operator relies on: reload, drain, limits of time and memory, figures and the log."""
+
+import io
+import json
+import logging
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import httpx
+import numpy as np
+import pytest
+
+from mimodel.artifact import Artifact, Networks, save_artifact
+from mimodel.backends import Backend
+from service.app import create_app
+from service.observing import JsonLines
+from service.settings import Settings
+from tests.service.bodies import npy_bytes
+from tests.service.conftest import serving
+from tests.service.test_http import NPY, refused
+from tests.service.test_load import PATCH, app_in_a_thread, in_a_thread
+
+
+def another(artifact: Artifact, folder: Path) -> Artifact:
+    """A model of the same shape with other weights, written in the place of what is there."""
+    networks = Networks(artifact.spec)
+    spec = artifact.spec.model_copy(update={"name": "another"})
+    return save_artifact(folder, spec, networks.state_dict(), "# Another\n")
+
+
+@pytest.fixture
+def folder(artifact_folder: Path, tmp_path: Path) -> Path:
+    """An artifact that may be changed."""
+    return Path(shutil.copytree(artifact_folder, tmp_path / "artifact"))
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def figure(client: httpx.Client, line: str) -> float:
+    found = re.search(rf"^{re.escape(line)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    assert found, f"no {line}"
+    return float(found[1])
+
+
+class Load:
+    """Threads that ask again and again, each on a connection that it keeps."""
+
+    def __init__(self, url: str, clients: int) -> None:
+        self.outcomes: list[tuple[int, str]] = []
+        self.lost: list[str] = []
+        self._url = url
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=60) as client:
+            while not self._over.is_set():
+                try:
+                    answer = client.post("/embed", content=PATCH, headers=NPY)
+                except httpx.ConnectError:
+                    return  # the port is closed: nothing was sent
+                except httpx.TransportError as error:
+                    self.lost.append(repr(error))
+                    return
+                model = answer.json()["artifact"]["id"] if answer.status_code == 200 else ""
+                self.outcomes.append((answer.status_code, model))
+
+    def __enter__(self) -> "Load":
+        eventually(lambda: len(self.outcomes) >= len(self._threads))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_no_request_is_lost_when_the_service_ends_under_load(artifact_folder: Path) -> None:
+    with serving(artifact_folder) as running:
+        with Load(running.url, clients=6) as load:
+            assert running.stop() == 0
+        assert load.lost == []
+        assert {status for status, _ in load.outcomes} == {200}
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{running.url}/healthz")
+
+
+def test_no_request_fails_when_the_model_changes_under_load(
+    artifact: Artifact, folder: Path
+) -> None:
+    with serving(folder, "--limit", "watch_seconds=0.05") as running:
+        with httpx.Client(base_url=running.url, timeout=60) as client:
+            with Load(running.url, clients=4) as load:
+                for done in (1, 2):
+                    new = another(artifact, folder)
+                    if done == 2:
+                        running.process.send_signal(signal.SIGHUP)
+                    eventually(lambda new=new: load.outcomes[-1][1] == new.id)  # type: ignore[misc]
+            assert load.lost == []
+            assert {status for status, _ in load.outcomes} == {200}
+            assert figure(client, 'crossmi_reloads_total{outcome="failed"}') == 0
+            document = client.get("/models").json()["models"][0]
+            assert document["name"] == "another"
+
+
+def test_a_damaged_artifact_does_not_replace_the_one_that_answers(
+    artifact: Artifact, folder: Path
+) -> None:
+    app = create_app(artifact, Settings(watch_seconds=0), folder)
+    with app_in_a_thread(app) as client:
+        before = client.post("/embed", content=PATCH, headers=NPY).json()
+        model = folder / "model.safetensors"
+        model.write_bytes(model.read_bytes()[:-1] + b"\xff")
+        app.state.engine.want_reload()
+        eventually(lambda: figure(client, 'crossmi_reloads_total{outcome="failed"}') == 1)
+        assert client.post("/embed", content=PATCH, headers=NPY).json() == before
+        shutil.rmtree(folder)
+        new = another(artifact, folder)
+        app.state.engine.want_reload()
+        eventually(lambda: figure(client, 'crossmi_reloads_total{outcome="done"}') == 1)
+        answer = client.post("/embed", content=PATCH, headers=NPY).json()
+        assert answer["artifact"]["id"] == new.id
+        assert figure(client, f'crossmi_model_info{{digest="{new.digest}",id="{new.id}"}}') == 1
+
+
+def test_what_takes_too_long_is_given_up(artifact: Artifact) -> None:
+    with in_a_thread(artifact, Settings(answer_seconds=0.001)) as client:
+        answer = client.post("/embed", content=PATCH, headers=NPY)
+        refused(answer, 503, "no answer within 0.001 seconds")
+        assert answer.headers["Retry-After"]
+        eventually(lambda: figure(client, "crossmi_places_taken") == 0)
+
+
+def test_bodies_that_fill_the_memory_for_them_are_refused_and_leave_nothing(
+    artifact: Artifact,
+) -> None:
+    room = Settings(max_waiting_bytes=100_000)
+    with in_a_thread(artifact, room) as client:
+        large = npy_bytes(np.zeros((2, 4, 64, 64), np.float32))
+        refused(client.post("/embed", content=large, headers=NPY), 503, "fill the memory")
+        assert client.post("/embed", content=PATCH, headers=NPY).status_code == 200
+        for of in ("bodies", "pixels"):
+            assert figure(client, f'crossmi_waiting_bytes{{of="{of}"}}') == 0
+        assert figure(client, "crossmi_places_taken") == 0
+
+
+def test_a_client_that_asks_too_often_is_told_when_to_come_back(artifact: Artifact) -> None:
+    keys = ("correct-horse-battery-staple", "another-key-of-some-length")
+    settings = Settings.model_validate({"max_rate": 0.5, "api_key": ",".join(keys)})
+    with in_a_thread(artifact, settings) as client:
+        first, second = ({"Authorization": f"Bearer {key}"} for key in keys)
+        assert client.get("/models", headers=first).status_code == 200
+        answer = client.get("/models", headers=first)
+        refused(answer, 429, "0.5 times a second")
+        assert 1 <= int(answer.headers["Retry-After"]) <= 2
+        assert client.get("/models", headers=second).status_code == 200
+        # Whoever has no key uses up nobody's rate, and what is open is open.
+        assert client.get("/models").status_code == 401
+        assert client.get("/healthz").status_code == 200
+        responses = client.get("/openapi.json").json()["paths"]["/embed"]["post"]["responses"]
+        assert {"401", "429"} <= set(responses)
+
+
+def test_figures_count_what_was_asked(artifact: Artifact) -> None:
+    with in_a_thread(artifact, Settings()) as client:
+        several = npy_bytes(np.zeros((3, 4, 64, 64), np.float32))
+        assert client.post("/embed", content=several, headers=NPY).status_code == 200
+        assert client.post("/embed", content=b"no", headers=NPY).status_code == 400
+        assert client.get("/../../etc/passwd").status_code == 404
+        assert client.request("BREW", "/embed").status_code == 405
+        of = 'crossmi_requests_total{{method="{}",route="{}",status="{}"}}'
+        assert figure(client, of.format("POST", "/embed", 200)) == 1
+        assert figure(client, of.format("POST", "/embed", 400)) == 1
+        assert figure(client, of.format("GET", "other", 404)) == 1
+        assert "BREW" not in client.get("/metrics").text
+        assert figure(client, "crossmi_batch_patches_sum") == 3 + 1  # the first warms up
+        assert figure(client, 'crossmi_request_seconds_count{route="/embed"}') >= 2
+
+
+def test_the_log_has_a_line_a_request_and_nothing_that_was_sent(
+    artifact: Artifact,
+) -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    logger = logging.getLogger("crossmi")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with in_a_thread(artifact, Settings()) as client:
+            given = {"X-Request-ID": "proxy-17"}
+            answer = client.post("/embed", content=PATCH, headers=NPY | given)
+            assert answer.headers["X-Request-ID"] == "proxy-17"
+            secret = client.post("/embed?hidden=s3cret", content=b"s3cret", headers=NPY)
+            made = secret.headers["X-Request-ID"]
+            assert re.fullmatch("[0-9a-f]{32}", made)
+            odd = client.get("/s3cret\n", headers={"X-Request-ID": "a b\tc"})
+            assert odd.headers["X-Request-ID"] != "a b\tc"
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+    said = [json.loads(line) for line in stream.getvalue().splitlines()]
+    by_id = {line["request"]: line for line in said if line["event"] == "request"}
+    assert by_id["proxy-17"] | {"seconds": 0, "time": ""} == {
+        "time": "", "level": "info", "logger": "crossmi.service", "event": "request",
+        "request": "proxy-17", "route": "/embed", "method": "POST", "status": 200, "seconds": 0,
+        "received": len(PATCH), "sent": len(answer.content), "client": "127.0.0.1",
+    }  # fmt: skip
+    assert by_id[made]["status"] == 422
+    assert "s3cret" not in stream.getvalue()
+
+
+def test_readiness_ends_with_the_notice(artifact: Artifact) -> None:
+    app = create_app(artifact, Settings())
+    with app_in_a_thread(app) as client:
+        assert "connection" not in client.get("/readyz").headers
+        app.state.engine.drain()
+        answer = client.get("/readyz")
+        refused(answer, 503, "about to end")
+        assert answer.headers["Connection"] == "close"
+        assert client.post("/embed", content=PATCH, headers=NPY).status_code == 200
+
+
+def test_the_settings_know_the_backends_that_there_are() -> None:
+    assert get_args(Settings.model_fields["backend"].annotation) == tuple(Backend)
