@@ -366,14 +366,17 @@ def _arithmetic(settings: TrainingConfig) -> Iterator[None]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     before = torch.are_deterministic_algorithms_enabled()
-    if settings.deterministic:
-        # cuBLAS is deterministic only with a workspace of a fixed size, chosen before it starts.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(settings.deterministic or before)
+    if before or not settings.deterministic:
+        # nothing to switch: torch imports its compiler, seconds of work, at each switching
+        yield
+        return
+    # cuBLAS is deterministic only with a workspace of a fixed size, chosen before it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(False)
 
 
 def _device_name(device: torch.device) -> str:

@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 from mimodel.artifact import Artifact
+from mimodel.cli import app
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 METHOD = ["--config", str(CONFIGS / "method" / "infomax.yaml")]
@@ -15,9 +18,8 @@ STAGE_2 = ["--config", str(CONFIGS / "method" / "infomax-exclusive.yaml")]
 MNIST = ["--config", str(CONFIGS / "data" / "colored-mnist.yaml")]
 
 
-def _mimodel(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("mimodel")), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+def _mimodel(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
 
 
 def test_importing_mimodel_needs_neither_rasters_nor_training_extras() -> None:
@@ -33,11 +35,7 @@ def test_importing_mimodel_needs_neither_rasters_nor_training_extras() -> None:
 
 @pytest.mark.parametrize("command", ["train", "probe", "leakage", "reproduce", "data", "info"])
 def test_each_command_has_help_with_an_example(command: str) -> None:
-    from typer.testing import CliRunner
-
-    from mimodel.cli import app
-
-    answer = CliRunner().invoke(app, [command, "--help"])
+    answer = _mimodel(command, "--help")
     assert answer.exit_code == 0
     assert f"Example: mimodel {command}" in " ".join(answer.output.split())
 
@@ -67,14 +65,10 @@ def test_each_command_has_help_with_an_example(command: str) -> None:
 def test_what_goes_wrong_is_one_sentence_and_exit_code_2(
     arguments: list[str], says: str, folder: Path, tmp_path: Path
 ) -> None:
-    from typer.testing import CliRunner
-
-    from mimodel.cli import app
-
     places = {"OUT": str(tmp_path / "out"), "ARTIFACT": str(folder)}
     for name, path in places.items():
         arguments = [word.replace(name, path) for word in arguments]
-    answer = CliRunner().invoke(app, arguments)
+    answer = _mimodel(*arguments)
     assert answer.exit_code == 2
     assert says in answer.stderr
     assert len(answer.stderr.strip().splitlines()) == 1
@@ -86,7 +80,7 @@ def test_a_flipped_bit_in_an_artifact_ends_with_a_sentence(folder: Path) -> None
     data[-1] ^= 1
     (folder / "model.safetensors").write_bytes(data)
     answer = _mimodel("info", str(folder))
-    assert answer.returncode == 2
+    assert answer.exit_code == 2
     assert len(answer.stderr.strip().splitlines()) == 1
     assert "damaged" in answer.stderr
     assert not answer.stdout
@@ -94,6 +88,6 @@ def test_a_flipped_bit_in_an_artifact_ends_with_a_sentence(folder: Path) -> None
 
 def test_info_prints_the_card_and_the_digest(folder: Path) -> None:
     answer = _mimodel("info", str(folder))
-    assert answer.returncode == 0
+    assert answer.exit_code == 0
     assert Artifact.load(folder).digest in answer.stdout
     assert "# Untrained" in answer.stdout

@@ -31,9 +31,11 @@ def _planted(labels: np.ndarray, rng: np.random.Generator) -> Features:
 
 
 def _matrix(
-    features: dict[str, Features], data: LabelledImages
+    features: dict[str, Features], data: LabelledImages, iterations: int
 ) -> dict[tuple[str, str, str], float]:
-    matrix = leakage_matrix("made", features, data, iterations=1200, seed=0, report=lambda _: None)
+    matrix = leakage_matrix(
+        "made", features, data, iterations=iterations, seed=0, report=lambda _: None
+    )
     return {(one.representation, one.factor, one.probe): one.accuracy for one in matrix.readings}
 
 
@@ -44,7 +46,7 @@ def test_a_factor_is_read_where_it_was_planted_and_nowhere_else() -> None:
         "shared": _planted(data.factors["digit"], rng),
         "exclusive": _planted(data.factors["colour"], rng),
     }
-    accuracy = _matrix(features, data)
+    accuracy = _matrix(features, data, 1200)
     for probe in ("kNN (1)", "kNN (5)", "linear", MLP):
         # At 1200 of its 10,000 steps the MLP still lacks a class or two.
         least = 0.6 if probe == MLP else 0.95
@@ -62,7 +64,7 @@ def test_noise_and_shuffled_labels_give_chance() -> None:
         "shared": rng.normal(size=(SAMPLES, 8)).astype(np.float32),
         "exclusive": planted[rng.permutation(SAMPLES)],
     }
-    for (_, factor, probe), accuracy in _matrix(features, data).items():
+    for (_, factor, probe), accuracy in _matrix(features, data, 300).items():
         chance = {"digit": 1 / 10, "colour": 1 / 12}[factor]
         # Three standard deviations of 1000 answers at chance.
         assert accuracy == pytest.approx(chance, abs=0.03), (factor, probe)
