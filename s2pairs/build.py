@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import numpy.typing as npt
 
 from s2pairs import cube as cubes
 from s2pairs import ledger
 from s2pairs.bands import stored_from_dn
 from s2pairs.errors import CubeError, S2PairsError, SceneError, SourceError
+from s2pairs.masks import Flags, complete
 from s2pairs.patches import PATCH_PX, SPLITS, PatchTable, choose_patches
 from s2pairs.plan import Plan
 from s2pairs.scenes import Catalogue, Grid, Listing, PixelWindow, Scene, choose_dates, one_level
-from s2pairs.shards import Pixels
+from s2pairs.shards import Pixels, Values
 from s2pairs.tiles import TileId
 
 TASK_BYTES = 100 * 2**20
@@ -93,6 +95,11 @@ def build(
     with _lock(out):
         listings = {tile: _choose(tile, request, catalogue) for tile in request.tiles}
         plan = _plan(request, listings)
+        scenes = {
+            (tile.name, scene.product): scene
+            for tile, listing in listings.items()
+            for scene in listing.scenes
+        }
         if out.exists():
             cubes.same_plan(out, plan)
         else:
@@ -100,9 +107,9 @@ def build(
 
         def fill(task: range) -> int:
             missing = [shard for shard in task if not ledger.is_built(out, shard)]
-            parts = _read_shards(plan, missing, listings, catalogue)
-            for shard, pixels in zip(missing, parts, strict=True):
-                ledger.write_shard(out, shard, plan.layout, pixels)
+            parts = _read_shards(plan, missing, scenes, catalogue)
+            for shard, (pixels, masks) in zip(missing, parts, strict=True):
+                ledger.write_shard(out, shard, plan.layout, pixels, masks)
             return len(task) - len(missing)
 
         try:
@@ -236,34 +243,50 @@ def _run(
 
 
 def _read_shards(
-    plan: Plan, shards: Sequence[int], listings: Mapping[TileId, Listing], catalogue: Catalogue
-) -> list[Pixels]:
-    """Stored values (patch, date, band, 64, 64) of each shard's patches."""
+    plan: Plan, shards: Sequence[int], scenes: Mapping[tuple[str, str], Scene], catalogue: Catalogue
+) -> list[tuple[Pixels, Flags]]:
+    """Stored values (patch, date, band, 64, 64) and masks (patch, date, 64, 64) of each shard.
+
+    `scenes` are by tile and product.
+    """
     size = plan.layout.patches
     rows = [np.arange(s * size, min((s + 1) * size, len(plan.table))) for s in shards]
     if not rows:
         return []
-    table = plan.table.take(np.concatenate(rows))
+    chosen = np.concatenate(rows)
+    table = plan.table.take(chosen)
     pixels = np.empty((len(table), plan.layout.dates, *plan.layout.chunk), dtype=np.uint16)
-    for tile, regions in _by_tile(table).items():
-        windows = [_bounds(table, patches) for patches in regions]
-        for date, scene in enumerate(listings[tile].scenes):
-            for band, name in enumerate(plan.bands):
-                read = catalogue.read(scene, name, windows)
-                offset = scene.add_offset[name]
-                for patches, window, dn in zip(regions, windows, read, strict=True):
-                    stored = stored_from_dn(dn, offset, scene.quantification)
-                    pixels[patches, date, band] = _cut(stored, window, table, patches)
-    return np.split(pixels, np.cumsum([len(each) for each in rows])[:-1])
+    masks = np.empty((len(table), plan.layout.dates, *plan.layout.of_masks.chunk), dtype=np.uint8)
+    for (tile, product), places in _by_scene(table, plan.product[chosen]).items():
+        scene = scenes[tile, product]
+        windows = [_bounds(table, patches) for patches, _ in places]
+        for band, name in enumerate(plan.bands):
+            read = catalogue.read(scene, name, windows)
+            offset = scene.add_offset[name]
+            for (patches, date), window, dn in zip(places, windows, read, strict=True):
+                stored = stored_from_dn(dn, offset, scene.quantification)
+                pixels[patches, date, band] = _cut(stored, window, table, patches)
+        known = catalogue.masks(scene, windows) or [None] * len(windows)
+        for (patches, date), window, flags in zip(places, windows, known, strict=True):
+            said = None if flags is None else _cut(flags, window, table, patches)
+            masks[patches, date] = complete(said, pixels[patches, date], plan.bands)
+    ends = np.cumsum([len(each) for each in rows])[:-1]
+    return list(zip(np.split(pixels, ends), np.split(masks, ends), strict=True))
 
 
-def _by_tile(table: PatchTable) -> dict[TileId, list[list[int]]]:
-    """The rows of the table, by tile and then by region."""
-    rows: dict[str, dict[int, list[int]]] = {}
+def _by_scene(
+    table: PatchTable, products: npt.NDArray[np.str_]
+) -> dict[tuple[str, str], list[tuple[list[int], int]]]:
+    """By tile and product, what is read of it: the rows of a region's patches, and their date."""
+    regions: dict[tuple[str, int], list[int]] = {}
     keys = zip(table.tile.tolist(), table.region.tolist(), strict=True)
-    for row, (tile, region) in enumerate(keys):
-        rows.setdefault(tile, {}).setdefault(region, []).append(row)
-    return {TileId(tile): list(regions.values()) for tile, regions in rows.items()}
+    for row, key in enumerate(keys):
+        regions.setdefault(key, []).append(row)
+    places: dict[tuple[str, str], list[tuple[list[int], int]]] = {}
+    for (tile, _), rows in regions.items():
+        for date, product in enumerate(products[rows[0]].tolist()):
+            places.setdefault((tile, product), []).append((rows, date))
+    return places
 
 
 def _bounds(table: PatchTable, rows: Sequence[int]) -> PixelWindow:
@@ -273,10 +296,10 @@ def _bounds(table: PatchTable, rows: Sequence[int]) -> PixelWindow:
     return PixelWindow(top, left, bottom - top, right - left)
 
 
-def _cut(stored: Pixels, window: PixelWindow, table: PatchTable, rows: Sequence[int]) -> Pixels:
-    """The patches (n, 64, 64) of these rows out of the pixels of a window."""
+def _cut(values: Values, window: PixelWindow, table: PatchTable, rows: Sequence[int]) -> Values:
+    """The patches (n, 64, 64) of these rows out of the values of a window."""
     corners = zip(table.row[rows] - window.row, table.col[rows] - window.col, strict=True)
-    return np.stack([stored[r : r + PATCH_PX, c : c + PATCH_PX] for r, c in corners])
+    return np.stack([values[r : r + PATCH_PX, c : c + PATCH_PX] for r, c in corners])
 
 
 def _opened(path: Path) -> TextIO:

@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from s2pairs import ledger, shards
 from s2pairs.errors import CubeError
+from s2pairs.masks import NO_DATA, Flags
 from s2pairs.patches import PATCH_PX, SPLITS, PatchTable
 from s2pairs.plan import (
     COORDINATES,
-    DIGEST_BYTES,
     FORMAT,
     FORMAT_VERSION,
     Array,
@@ -31,7 +31,7 @@ from s2pairs.plan import (
     group_attributes,
     plan_arrays,
 )
-from s2pairs.shards import Index, Pixels, ShardLayout
+from s2pairs.shards import Index, Pixels, ShardLayout, Values
 
 _LONGEST_CHUNK = 65_536
 _AGAIN = "run the same s2pairs build command again"
@@ -116,7 +116,18 @@ class Cube:
     @cached_property
     def valid_fraction(self) -> npt.NDArray[np.float32]:
         """(patch, date): the part of the pixels that has data in every band, 0 to 1."""
-        parts = [ledger.read_fraction(self.path, s, self.layout) for s in range(self.shards)]
+        return self._fraction("valid_fraction")
+
+    @cached_property
+    def clear_fraction(self) -> npt.NDArray[np.float32]:
+        """(patch, date): the part that has data and is neither cloud nor shadow, 0 to 1.
+
+        As far as the source knows; `mask` says how it knows.
+        """
+        return self._fraction("clear_fraction")
+
+    def _fraction(self, name: str) -> npt.NDArray[np.float32]:
+        parts = [ledger.read_fraction(self.path, name, s, self.layout) for s in range(self.shards)]
         return np.concatenate(parts)[: len(self)]
 
     @property
@@ -131,9 +142,16 @@ class Cube:
 
     def read(self, patches: npt.ArrayLike) -> Pixels:
         """Stored values (n, date, band, 64, 64) of patches, all dates, in the order asked for."""
+        return self._every_date(patches, "reflectance")
+
+    def read_masks(self, patches: npt.ArrayLike) -> Flags:
+        """What is known of the pixels (n, date, 64, 64) of patches, as the bits of masks.py."""
+        return self._every_date(patches, "mask")
+
+    def _every_date(self, patches: npt.ArrayLike, name: str) -> Values:
         places = np.asarray(patches, dtype=np.intp).ravel()
-        every_date = np.tile(np.arange(self.dates), len(places))
-        flat = self._read(np.repeat(places, self.dates), every_date)
+        dates = np.tile(np.arange(self.dates), len(places))
+        flat = self._read(name, np.repeat(places, self.dates), dates)
         return flat.reshape(len(places), self.dates, *flat.shape[1:])
 
     def read_pairs(
@@ -144,54 +162,61 @@ class Cube:
         dates = np.concatenate([np.asarray(each, np.intp).ravel() for each in (date_a, date_b)])
         if len(dates) != 2 * len(places):
             raise CubeError(f"{len(places)} patches need as many dates a and b, not {len(dates)}")
-        both = self._read(np.tile(places, 2), dates)
+        both = self._read("reflectance", np.tile(places, 2), dates)
         return both[: len(places)], both[len(places) :]
 
     @property
     def layout(self) -> ShardLayout:
         return ShardLayout(self.shard_patches, self.dates, (len(self.bands), PATCH_PX, PATCH_PX))
 
-    def _read(self, patches: npt.NDArray[np.intp], dates: npt.NDArray[np.intp]) -> Pixels:
-        for name, values, size in (("patch", patches, len(self)), ("date", dates, self.dates)):
+    def _layout(self, name: str) -> ShardLayout:
+        return self.layout if name == "reflectance" else self.layout.of_masks
+
+    def _read(
+        self, name: str, patches: npt.NDArray[np.intp], dates: npt.NDArray[np.intp]
+    ) -> Values:
+        for kind, values, size in (("patch", patches, len(self)), ("date", dates, self.dates)):
             if len(values) and (values.min() < 0 or values.max() >= size):
-                raise CubeError(f"{self.path} has {size} {name} indices, from 0; asked for more")
-        out = np.empty((len(patches), *self.layout.chunk), dtype=np.uint16)
+                raise CubeError(f"{self.path} has {size} {kind} indices, from 0; asked for more")
+        layout = self._layout(name)
+        out = np.empty((len(patches), *layout.chunk), dtype=layout.dtype)
         # In the order of the disk, each shard opened once.
         order = np.lexsort((dates, patches))
         of_shard = patches[order] // self.shard_patches
         for rows in np.split(order, np.flatnonzero(np.diff(of_shard)) + 1):
             if len(rows):
-                self._read_shard(rows, patches, dates, out)
+                self._read_shard(name, rows, patches, dates, out)
         return out
 
     def _read_shard(
         self,
+        name: str,
         rows: npt.NDArray[np.intp],
         patches: npt.NDArray[np.intp],
         dates: npt.NDArray[np.intp],
-        out: Pixels,
+        out: Values,
     ) -> None:
         shard = int(patches[rows[0]]) // self.shard_patches
-        path = ledger.shard_file(self.path, shard)
+        path = ledger.shard_file(self.path, shard, name)
         inside = patches[rows] - shard * self.shard_patches
         places = zip(inside.tolist(), dates[rows].tolist(), strict=True)
         try:
-            chunks = shards.read_chunks(path, self._index(shard), self.layout, places)
+            chunks = shards.read_chunks(path, self._index(name, shard), self._layout(name), places)
             for row, chunk in zip(rows, chunks, strict=True):
                 out[row] = chunk
         except FileNotFoundError as error:
             raise CubeError(f"{path} is missing; {_AGAIN}") from error
 
-    def _index(self, shard: int) -> Index:
-        known = self._indices.get(shard)
+    def _index(self, name: str, shard: int) -> Index:
+        known = self._indices.get((name, shard))
         if known is None:
-            known = self._indices[shard] = shards.read_index(
-                ledger.shard_file(self.path, shard), self.layout
+            known = self._indices[name, shard] = shards.read_index(
+                ledger.shard_file(self.path, shard, name), self._layout(name)
             )
         return known
 
     @cached_property
-    def _indices(self) -> dict[int, Index]:
+    def _indices(self) -> dict[tuple[str, int], Index]:
         return {}
 
 
@@ -276,7 +301,7 @@ def describe(cube: Cube) -> dict[str, str]:
     raw = len(cube) * cube.dates * len(cube.bands) * PATCH_PX * PATCH_PX * 2
     pixels = sum(ledger.shard_file(cube.path, shard).stat().st_size for shard in range(cube.shards))
     on_disk = sum(file.stat().st_size for file in cube.path.rglob("*") if file.is_file())
-    valid = cube.valid_fraction
+    valid, clear = cube.valid_fraction, cube.clear_fraction
     names, counts = np.unique(cube.tile, return_counts=True)
     return {
         "patches": f"{len(cube)} of {PATCH_PX} x {PATCH_PX} pixels of 10 m",
@@ -287,6 +312,8 @@ def describe(cube: Cube) -> dict[str, str]:
         "level": str(cube.attributes["level"]),
         "valid pixels": f"{valid.mean():.1%} on average; {(valid < 1).mean():.1%} of the "
         f"images have some no-data, {(valid == 0).mean():.1%} nothing else",
+        "clear pixels": f"{clear.mean():.1%} on average, as far as the source knows; "
+        f"{(clear < 0.5).mean():.1%} of the images are clear in less than half",
         "products": f"{len(cube.attributes['products'])} used, "
         f"{len(cube.attributes['products_left_out'])} left out",
         "on disk": f"{on_disk / 1e6:.1f} MB in {cube.shards} shards; "
@@ -359,32 +386,41 @@ def _create_filled(group: Any, array: Array, values: npt.NDArray[Any]) -> None:
 
 def _create_empty(group: Any, array: Array, layout: ShardLayout) -> None:
     """Metadata alone; the chunks come from `write_shard`, one file a shard and array."""
-    from zarr.codecs import BloscCodec, Crc32cCodec
+    from zarr.codecs import Crc32cCodec
 
+    shard = {"reflectance": layout, "mask": layout.of_masks}.get(array.name)
     chunks: tuple[int, ...] = {
-        "reflectance": (1, 1, *layout.chunk),
         "valid_fraction": (layout.patches, layout.dates),
-        "shard_sha256": (1, DIGEST_BYTES),
-    }[array.name]
-    pixels = array.name == "reflectance"
-    blosc = BloscCodec(
-        typesize=2,
-        cname=shards.COMPRESSOR,
-        clevel=shards.COMPRESSION_LEVEL,
-        shuffle="bitshuffle",
-        blocksize=layout.chunk_bytes,
-    )
+        "clear_fraction": (layout.patches, layout.dates),
+        "shard_sha256": (1, *array.shape[1:]),
+    }.get(array.name, (1, 1))
     group.create_array(
         array.name,
         shape=array.shape,
         dtype=array.dtype,
-        chunks=chunks,
-        shards=(layout.patches, layout.dates, *layout.chunk) if pixels else None,
-        compressors=[blosc, Crc32cCodec()] if pixels else [Crc32cCodec()],
-        fill_value=float("nan") if array.dtype == "float32" else 0,
+        chunks=(*chunks, *shard.chunk) if shard else chunks,
+        shards=(layout.patches, layout.dates, *shard.chunk) if shard else None,
+        compressors=[*([_blosc(shard)] if shard else []), Crc32cCodec()],
+        fill_value=_FILL.get(array.name, 0),
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=array.dims,
         attributes=array.attributes,
+    )
+
+
+# What is missing must not read as data.
+_FILL = {"mask": NO_DATA, "valid_fraction": float("nan"), "clear_fraction": float("nan")}
+
+
+def _blosc(layout: ShardLayout) -> Any:
+    from zarr.codecs import BloscCodec
+
+    return BloscCodec(
+        typesize=np.dtype(layout.dtype).itemsize,
+        cname=shards.COMPRESSOR,
+        clevel=shards.COMPRESSION_LEVEL,
+        shuffle="bitshuffle",
+        blocksize=layout.chunk_bytes,
     )
 
 
@@ -399,7 +435,7 @@ def _open(path: Path) -> Cube:
     if attributes.get("format_version") != FORMAT_VERSION:
         raise CubeError(
             f"{path} has format version {attributes.get('format_version')}; "
-            f"this program reads {FORMAT_VERSION}"
+            f"this program reads {FORMAT_VERSION}; build it again"
         )
     try:
         columns = {name: _column(group, name) for name in vars(PatchTable)["__annotations__"]}

@@ -1,8 +1,9 @@
 """The shards of a cube on the disk, and the ledger of those that stand.
 
-A shard is two files, its pixels and its valid fractions; its row of the ledger is the SHA-256 of
-both. The row is written after they are on the disk, so whatever the ledger says is true after a
-kill or a power cut. docs/design/0003-shard-ledger.md says why it is so.
+A shard is four files: its pixels, their masks, and the fractions of valid and of clear pixels. Its
+row of the ledger is the SHA-256 of each, in this order. The row is written after they are on the
+disk, so whatever the ledger says is true after a kill or a power cut.
+docs/design/0003-shard-ledger.md says why it is so.
 """
 
 import hashlib
@@ -13,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from s2pairs import shards
-from s2pairs.bands import STORED_NO_DATA
 from s2pairs.errors import CubeError
-from s2pairs.plan import DIGEST_BYTES
+from s2pairs.masks import NO_DATA, Flags, is_clear
+from s2pairs.plan import DIGEST_BYTES, FILES
 from s2pairs.shards import Pixels, ShardLayout
 
 
@@ -24,9 +25,11 @@ def is_built(path: Path, shard: int) -> bool:
     return damage(path, shard) is None
 
 
-def read_fraction(path: Path, shard: int, layout: ShardLayout) -> npt.NDArray[np.float32]:
-    """Valid fractions (patch, date) of a shard; NaN beyond the last patch."""
-    file = fraction_file(path, shard)
+def read_fraction(
+    path: Path, name: str, shard: int, layout: ShardLayout
+) -> npt.NDArray[np.float32]:
+    """Fractions (patch, date) of a shard, `name` is the array; NaN beyond the last patch."""
+    file = shard_file(path, shard, name)
     try:
         body = shards.without_crc(file.read_bytes(), file)
     except FileNotFoundError as error:
@@ -36,19 +39,29 @@ def read_fraction(path: Path, shard: int, layout: ShardLayout) -> npt.NDArray[np
     return np.frombuffer(body, dtype="<f4").reshape(layout.patches, layout.dates)
 
 
-def write_shard(path: Path, shard: int, layout: ShardLayout, pixels: Pixels) -> None:
-    """Write one shard (up to S patches, date, band, 64, 64), then enter it in the ledger.
+def write_shard(path: Path, shard: int, layout: ShardLayout, pixels: Pixels, masks: Flags) -> None:
+    """Write one shard, then enter it in the ledger.
 
-    One caller a shard at a time. The bytes depend on the pixels alone.
+    `pixels` are stored values (up to S patches, date, band, 64, 64) and `masks` (up to S patches,
+    date, 64, 64) the flags of masks.py. One caller a shard at a time. The bytes depend on both
+    arrays alone.
     """
-    valid = (pixels != STORED_NO_DATA).all(axis=2).mean(axis=(2, 3), dtype=np.float64)
+    data = {
+        "reflectance": shards.encode(pixels, layout),
+        "mask": shards.encode(masks, layout.of_masks),
+        "valid_fraction": _encoded_fraction((masks & NO_DATA) == 0, layout),
+        "clear_fraction": _encoded_fraction(is_clear(masks), layout),
+    }
+    for name, content in data.items():
+        _put(shard_file(path, shard, name), content)
+    row = b"".join(hashlib.sha256(data[name]).digest() for name in FILES)
+    _put(shard_file(path, shard, "shard_sha256"), shards.with_crc(row))
+
+
+def _encoded_fraction(counted: npt.NDArray[np.bool_], layout: ShardLayout) -> bytes:
     fraction = np.full((layout.patches, layout.dates), np.nan, dtype="<f4")
-    fraction[: len(valid)] = valid
-    data, fraction_data = shards.encode(pixels, layout), shards.with_crc(fraction.tobytes())
-    _put(shard_file(path, shard), data)
-    _put(fraction_file(path, shard), fraction_data)
-    digest = hashlib.sha256(data + fraction_data).digest()
-    _put(_ledger_file(path, shard), shards.with_crc(digest))
+    fraction[: len(counted)] = counted.mean(axis=(2, 3), dtype=np.float64)
+    return shards.with_crc(fraction.tobytes())
 
 
 def damage(path: Path, shard: int) -> str | None:
@@ -56,53 +69,40 @@ def damage(path: Path, shard: int) -> str | None:
     recorded = recorded_digest(path, shard)
     if not any(recorded):
         return "it is not built"
-    digest = hashlib.sha256()
-    data = b""
-    for file in (shard_file(path, shard), fraction_file(path, shard)):
+    for number, file in enumerate(shard_files(path, shard)):
         try:
             data = file.read_bytes()
         except FileNotFoundError:
             return f"the file {file} is missing"
-        digest.update(data)
-    if digest.digest() == recorded:
-        return None
-    # one digest covers two files; the small one has a CRC over all of it, which tells them apart
-    changed = shard_file(path, shard) if _crc_holds(data, file) else file
-    return f"the bytes of {changed} are not those that were built"
+        expected = recorded[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
+        if hashlib.sha256(data).digest() != expected:
+            return f"the bytes of {file} are not those that were built"
+    return None
 
 
-def _crc_holds(data: bytes, file: Path) -> bool:
-    try:
-        shards.without_crc(data, file)
-    except CubeError:
-        return False
-    return True
+def shard_file(path: Path, shard: int, name: str = "reflectance") -> Path:
+    """The file of a shard in the array `name`: the one chunk or shard of it, in Zarr's words."""
+    rank = {"reflectance": 5, "mask": 4, "shard_sha256": 3}.get(name, 2)
+    return path / name / ".".join(["c", str(shard), *(rank - 1) * ["0"]])
 
 
-def shard_file(path: Path, shard: int) -> Path:
-    return path / "reflectance" / f"c.{shard}.0.0.0.0"
-
-
-def fraction_file(path: Path, shard: int) -> Path:
-    return path / "valid_fraction" / f"c.{shard}.0"
-
-
-def _ledger_file(path: Path, shard: int) -> Path:
-    return path / "shard_sha256" / f"c.{shard}.0"
+def shard_files(path: Path, shard: int) -> tuple[Path, ...]:
+    """All files of a shard, in the order of their digests in the ledger."""
+    return tuple(shard_file(path, shard, name) for name in FILES)
 
 
 def objects_exist(path: Path, shard: int) -> bool:
-    """Whether both files of a shard are there, whatever they hold."""
-    return shard_file(path, shard).is_file() and fraction_file(path, shard).is_file()
+    """Whether all files of a shard are there, whatever they hold."""
+    return all(file.is_file() for file in shard_files(path, shard))
 
 
 def recorded_digest(path: Path, shard: int) -> bytes:
     """A row of the ledger; zeros where there is none or it is damaged, so that it is rebuilt."""
-    file = _ledger_file(path, shard)
+    file = shard_file(path, shard, "shard_sha256")
     try:
         return shards.without_crc(file.read_bytes(), file)
     except (FileNotFoundError, CubeError):
-        return bytes(DIGEST_BYTES)
+        return bytes(len(FILES) * DIGEST_BYTES)
 
 
 def _put(path: Path, data: bytes) -> None:

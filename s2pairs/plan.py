@@ -11,13 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from s2pairs.bands import OFFSET, QUANTIFICATION, SCALE, STORED_NO_DATA, wavelengths_nm
+from s2pairs.masks import MEANINGS
 from s2pairs.patches import PATCH_PX, PatchTable
 from s2pairs.shards import ShardLayout
 
 FORMAT = "s2pairs cube"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SHARD_PATCHES = 64
 DIGEST_BYTES = 32
+FILES = ("reflectance", "mask", "valid_fraction", "clear_fraction")
+"""The arrays that have one file a shard, in the order of their digests in the ledger."""
 
 COORDINATES = {
     "tile": "MGRS tile",
@@ -104,7 +107,21 @@ def plan_arrays(plan: Plan) -> list[Array]:
                 "scale_factor": SCALE,
                 "add_offset": OFFSET,
                 "_FillValue": STORED_NO_DATA,
-                "coordinates": " ".join([*COORDINATES, "valid_fraction"]),
+                "coordinates": " ".join([*COORDINATES, "valid_fraction", "clear_fraction"]),
+                "ancillary_variables": "mask",
+            },
+            None,
+        ),
+        Array(
+            "mask",
+            "uint8",
+            (patches, dates, PATCH_PX, PATCH_PX),
+            ("patch", "date", "y", "x"),
+            {
+                "long_name": "what is known of each pixel",
+                "flag_masks": [1 << bit for bit in range(len(MEANINGS))],
+                "flag_meanings": " ".join(MEANINGS),
+                "coordinates": " ".join([*COORDINATES, "valid_fraction", "clear_fraction"]),
             },
             None,
         ),
@@ -117,11 +134,26 @@ def plan_arrays(plan: Plan) -> list[Array]:
             None,
         ),
         Array(
+            "clear_fraction",
+            "float32",
+            (patches, dates),
+            ("patch", "date"),
+            {
+                "long_name": "part of the pixels with data in every band that is neither cloud nor "
+                "cirrus nor cloud shadow, as far as is known",
+                "units": "1",
+            },
+            None,
+        ),
+        Array(
             "shard_sha256",
             "uint8",
-            (plan.shards, DIGEST_BYTES),
-            ("shard", "byte"),
-            {"long_name": "SHA-256 of the shard's files; zero where the shard is not built"},
+            (plan.shards, len(FILES), DIGEST_BYTES),
+            ("shard", "file", "byte"),
+            {
+                "long_name": "SHA-256 of each file of the shard; zero where the shard is not built",
+                "files": " ".join(FILES),
+            },
             None,
         ),
     ]

@@ -21,6 +21,11 @@ FIRST_BASELINE_WITH_OFFSET = "04.00"
 _PSD = "https://psd-14.sentinel2.eo.esa.int/PSD"
 _XSI = "http://www.w3.org/2001/XMLSchema-instance"
 _CENTRE = "SIM_"  # no processing centre of the provider is called so
+_MIME = {
+    ".xml": "text/xml",
+    ".gml": "application/xml",
+    ".jp2": "application/octet-stream",
+}
 
 # By band: solar irradiance in W/m2/um, and minimal, maximal and central wavelength in nm, as the
 # products of each satellite state them.
@@ -227,8 +232,8 @@ def sun_distance_correction(when: datetime) -> float:
     return float((1 - 0.01673 * math.cos(0.0172 * (days - 2))) ** -2)
 
 
-def granule_metadata(product: L1CProduct) -> bytes:
-    """`MTD_TL.xml`: sensing time, grid and sun angles of the granule."""
+def granule_metadata(product: L1CProduct, masks: Iterable[str] = ()) -> bytes:
+    """`MTD_TL.xml`: sensing time, grid, sun angles and masks (their paths) of the granule."""
     root = _root("Level-1C_Tile_ID", "S2_PDI_Level-1C_Tile_Metadata.xsd")
     general = _add(root, "n1:General_Info")
     _add(general, "TILE_ID", _granule_id(product), metadataLevel="Brief")
@@ -248,7 +253,20 @@ def granule_metadata(product: L1CProduct) -> bytes:
     content = _add(quality, "Image_Content_QI")
     _add(content, "CLOUDY_PIXEL_PERCENTAGE", f"{product.cloud_cover:.4f}")
     _add(content, "DEGRADED_MSI_DATA_PERCENTAGE", "0")
+    _mask_names(quality, masks)
     return _xml(root)
+
+
+def _mask_names(quality: ET.Element, masks: Iterable[str]) -> None:
+    """Type and band of each mask, as its file name says: `MSK_DETFOO_B01.jp2`."""
+    paths = list(masks)
+    if not paths:
+        return
+    pixels = _add(quality, "Pixel_Level_QI", geometry="FULL_RESOLUTION")
+    for path in paths:
+        kind, _, name = PurePosixPath(path).stem.rpartition("_")
+        of_band = {} if name == "B00" else {"bandId": str(band(name).band_id)}
+        _add(pixels, "MASK_FILENAME", path, **of_band, type=kind)
 
 
 def _tile_geocoding(parent: ET.Element, product: L1CProduct) -> None:
@@ -306,7 +324,7 @@ def manifest(product: L1CProduct, files: Sequence[ManifestFile]) -> bytes:
     _manifest_metadata(_add(root, "metadataSection"), product)
     objects = _add(root, "dataObjectSection")
     for file in files:
-        mime = "text/xml" if file.path.endswith(".xml") else "application/octet-stream"
+        mime = _MIME[PurePosixPath(file.path).suffix]
         data = _add(objects, "dataObject", ID=_file_id(file))
         stream = _add(data, "byteStream", mimeType=mime, size=str(file.size))
         _add(stream, "fileLocation", href=f"./{file.path}", locatorType="URL")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from s2pairs.bands import Band, band
 from s2pairs.errors import S2PairsError
+from s2pairs.safe_mask_files import L1CMasks, mask_files
 from s2pairs.safe_metadata import (
     L1CProduct,
     ManifestFile,
@@ -25,17 +26,21 @@ from s2pairs.safe_metadata import (
     usual_offsets,
 )
 
-__all__ = ["L1CProduct", "usual_offsets", "write_l1c"]
+__all__ = ["L1CMasks", "L1CProduct", "usual_offsets", "write_l1c"]
 
 
 def write_l1c(
-    folder: Path, product: L1CProduct, bands: Mapping[str, npt.NDArray[np.uint16]]
+    folder: Path,
+    product: L1CProduct,
+    bands: Mapping[str, npt.NDArray[np.uint16]],
+    masks: L1CMasks | None = None,
 ) -> Path:
     """Write one product into `folder` and return its path.
 
     `bands` are digital numbers by band name, each of `product.shape` at the band's own
-    resolution. Images are lossless JPEG 2000. A product that is there already is an error, and so
-    is, as `OSError`, a disk without room.
+    resolution. Images are lossless JPEG 2000. Without `masks` the product has no mask, which
+    genuine ones always have. A product that is there already is an error, and so is, as `OSError`,
+    a disk without room.
     """
     _check_bands(product, bands)
     target = folder / product.name
@@ -43,18 +48,21 @@ def write_l1c(
         raise S2PairsError(f"{target} exists already; remove it or write to another folder")
     partial = folder / f".{product.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    metadata = {
+    qualities = mask_files(product, masks) if masks else {}
+    files = {
         "MTD_MSIL1C.xml": product_metadata(product, bands),
-        f"GRANULE/{product.granule}/MTD_TL.xml": granule_metadata(product),
+        f"GRANULE/{product.granule}/MTD_TL.xml": granule_metadata(product, qualities),
+        **qualities,
     }
-    (partial / product.image("B02")).parent.mkdir(parents=True)
-    for name, content in metadata.items():
+    for name in (product.image("B02"), *files):
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
         (partial / name).write_bytes(content)
     for name, numbers in bands.items():
         with _refusals_of_gdal(partial / product.image(name)) as path:
             _write_jp2(path, product, band(name), numbers)
-    files = [*metadata, *(product.image(name) for name in bands)]
-    listed = [_manifest_file(partial, name) for name in files]
+    images = [product.image(name) for name in bands]
+    listed = [_manifest_file(partial, name) for name in (*files, *images)]
     (partial / "manifest.safe").write_bytes(manifest(product, listed))
     partial.rename(target)
     return target

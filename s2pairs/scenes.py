@@ -1,7 +1,7 @@
 """Scenes: what a source of Sentinel-2 products can answer, and choosing the dates of a tile."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from s2pairs.errors import SourceError
+from s2pairs.masks import Flags
 from s2pairs.tiles import PIXEL_SIZE_M, TileId
 
 
@@ -64,6 +65,8 @@ class Scene:
     """Made by `s2pairs simulate`: no satellite has seen it."""
     coverage: float = 1.0
     """Part of the tile that the product sees, 0 to 1, as its metadata say."""
+    masks: Mapping[str, str] = field(default_factory=dict)
+    """Where its masks are, by kind, both in the words of its source; empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,16 @@ class Catalogue(Protocol):
         """Digital numbers (height, width) of a band in each window, on the 10 m grid.
 
         Coarser bands are brought to it by nearest neighbour. `SceneError` if pixels are broken.
+        """
+        ...
+
+    def masks(self, scene: Scene, windows: Sequence[PixelWindow]) -> list[Flags] | None:
+        """What the source says of the pixels (height, width) in each window, bits of masks.py.
+
+        Cloud, cirrus, shadow and snow as far as the source knows them, on the 10 m grid; None if
+        it has no mask of this product, and then clouds are estimated from the bands. No-data may
+        be flagged too: it serves to choose dates, while a cube takes it from the pixels.
+        `SceneError` if a mask is broken.
         """
         ...
 

@@ -12,9 +12,9 @@ and a CRC-32C of the index. Places beyond the last patch are marked empty.
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import google_crc32c
 import numcodecs  # type: ignore[import-untyped]
@@ -30,27 +30,35 @@ _CRC = 4
 
 Index = npt.NDArray[np.uint64]
 Pixels = npt.NDArray[np.uint16]
+Values = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class ShardLayout:
-    """Sizes of a shard: its patches and dates, and the shape (band, y, x) of a chunk."""
+    """Sizes of a shard: its patches and dates, the shape of a chunk and the type of its values."""
 
     patches: int
     dates: int
-    chunk: tuple[int, int, int]
+    chunk: tuple[int, ...]
+    """(band, y, x) of pixels, (y, x) of masks."""
+    dtype: Literal["<u2", "|u1"] = "<u2"
 
     @property
     def chunk_bytes(self) -> int:
-        return int(np.prod(self.chunk)) * 2
+        return int(np.prod(self.chunk)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def of_masks(self) -> "ShardLayout":
+        """The layout of the shard of masks beside a shard of pixels."""
+        return replace(self, chunk=self.chunk[1:], dtype="|u1")
 
     @property
     def index_bytes(self) -> int:
         return self.patches * self.dates * 16 + _CRC
 
 
-def encode(pixels: Pixels, layout: ShardLayout) -> bytes:
-    """The object of a shard from pixels (up to S patches, date, band, y, x)."""
+def encode(values: Values, layout: ShardLayout) -> bytes:
+    """The object of a shard from values (up to S patches, date, *chunk)."""
     # One block a chunk: with several, blosc's threads would order them by chance.
     compressor = numcodecs.Blosc(
         cname=COMPRESSOR,
@@ -61,9 +69,9 @@ def encode(pixels: Pixels, layout: ShardLayout) -> bytes:
     index = np.full((layout.patches, layout.dates, 2), _EMPTY, dtype="<u8")
     parts: list[bytes] = []
     offset = 0
-    for patch, dates in enumerate(pixels):
+    for patch, dates in enumerate(values):
         for date, chunk in enumerate(dates):
-            part = with_crc(compressor.encode(np.ascontiguousarray(chunk, dtype="<u2")))
+            part = with_crc(compressor.encode(np.ascontiguousarray(chunk, layout.dtype)))
             index[patch, date] = offset, len(part)
             offset += len(part)
             parts.append(part)
@@ -83,8 +91,8 @@ def read_index(path: Path, layout: ShardLayout) -> Index:
 
 def read_chunks(
     path: Path, index: Index, layout: ShardLayout, places: Iterable[tuple[int, int]]
-) -> Iterator[Pixels]:
-    """Decode the chunks (band, y, x) of a shard at these (patch, date)."""
+) -> Iterator[Values]:
+    """Decode the chunks of a shard at these (patch, date)."""
     codec = numcodecs.Blosc()
     with path.open("rb") as file:
         descriptor = file.fileno()
@@ -93,7 +101,7 @@ def read_chunks(
             if offset == _EMPTY:
                 raise CubeError(f"{path} has no patch {patch}; s2pairs check says how to mend it")
             encoded = without_crc(os.pread(descriptor, size, offset), path)
-            yield np.frombuffer(codec.decode(encoded), dtype="<u2").reshape(layout.chunk)
+            yield np.frombuffer(codec.decode(encoded), layout.dtype).reshape(layout.chunk)
 
 
 def with_crc(data: bytes) -> bytes:

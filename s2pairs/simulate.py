@@ -29,10 +29,10 @@ from s2pairs.camera import CLOUD, NO_DATA, render
 from s2pairs.errors import S2PairsError
 from s2pairs.landscape import CLASSES, Ground, Window, ground
 from s2pairs.overpasses import Calendar, Overpass, overpasses
-from s2pairs.safe_writer import L1CProduct, usual_offsets, write_l1c
+from s2pairs.safe_writer import L1CMasks, L1CProduct, usual_offsets, write_l1c
 from s2pairs.tiles import PIXEL_SIZE_M, TILE_SIZE_PX, TileId
 
-FORMAT = 2  # of the made pixels: raise it when the same parameters make other bytes
+FORMAT = 3  # of the made pixels: raise it when the same parameters make other bytes
 
 _LAST_YEAR = 9990  # reprocessing is made up to come years later, and the calendar ends with 9999
 
@@ -243,7 +243,7 @@ class _Scene:
         )
         valid = int(np.count_nonzero(sky != NO_DATA))
         cover = 100 * int(np.count_nonzero(sky == CLOUD)) / max(valid, 1)
-        return write_l1c(self.out, self.product(overpass, cover), numbers)
+        return write_l1c(self.out, self.product(overpass, cover), numbers, _masks(sky))
 
     def _write_map(
         self,
@@ -279,6 +279,25 @@ class _Scene:
                     image.write_colormap(1, dict(enumerate(_COLOURS)))
             partial.write_bytes(file.getbuffer())
         partial.rename(path)
+
+
+def _masks(sky: npt.NDArray[np.uint8]) -> L1CMasks:
+    """What a provider would say: in cells of 60 m, of which at least half are so.
+
+    Level-1C knows no shadows. All made clouds are opaque; made ground is never under snow.
+    """
+    opaque = _share_of_cells(sky == CLOUD) >= 0.5
+    nothing = np.zeros_like(opaque)
+    return L1CMasks(opaque, nothing, nothing, seen=_share_of_cells(sky != NO_DATA) >= 0.5)
+
+
+def _share_of_cells(pixels: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    step = 6
+    rest = [(0, -side % step) for side in pixels.shape]
+    whole = np.pad(pixels, rest, mode="edge")
+    height, width = (side // step for side in whole.shape)
+    share: npt.NDArray[np.float64] = whole.reshape(height, step, width, step).mean(axis=(1, 3))
+    return share
 
 
 _COLOURS = (

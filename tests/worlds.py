@@ -1,5 +1,6 @@
 """Small made scenes whose every pixel is known."""
 
+import shutil
 import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -70,3 +71,50 @@ def write_places(
         write_l1c(folder, product, {name: dn_of_place(product, name) for name in bands})
         for product in products
     ]
+
+
+def as_l2a(folder: Path, target: Path, product: L1CProduct, classes: npt.NDArray[np.uint8]) -> Path:
+    """A Level-2A product from a Level-1C one: its layout and names, its pixels as they are.
+
+    `classes` is the scene classification at 20 m. What genuine Level-2A metadata say besides is
+    left out.
+    """
+    import rasterio
+    from affine import Affine
+
+    made = target / folder.name.replace("MSIL1C", "MSIL2A")
+    (granule,) = (folder / "GRANULE").iterdir()
+    below = made / "GRANULE" / granule.name.replace("L1C_", "L2A_")
+    shutil.copytree(granule / "QI_DATA", below / "QI_DATA")
+    shutil.copy(granule / "MTD_TL.xml", below / "MTD_TL.xml")
+    for image in (granule / "IMG_DATA").iterdir():
+        metres = band(image.stem.rpartition("_")[2]).resolution_m
+        place = below / "IMG_DATA" / f"R{metres}m" / f"{image.stem}_{metres}m.jp2"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, place)
+    text = (folder / "MTD_MSIL1C.xml").read_text()
+    for before, after in (
+        ("Level-1C</PROCESSING_LEVEL", "Level-2A</PROCESSING_LEVEL"),
+        ("QUANTIFICATION_VALUE", "BOA_QUANTIFICATION_VALUE"),
+        ("RADIO_ADD_OFFSET", "BOA_ADD_OFFSET"),
+    ):
+        text = text.replace(before, after)
+    (made / "MTD_MSIL2A.xml").write_text(text)
+    left, top = product.tile.upper_left()
+    place = below / "IMG_DATA" / "R20m" / f"T{product.tile}_{product.acquired:%Y%m%dT%H%M%S}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(
+        place.with_name(f"{place.name}_SCL_20m.jp2"),
+        "w",
+        driver="JP2OpenJPEG",
+        height=classes.shape[0],
+        width=classes.shape[1],
+        count=1,
+        dtype="uint8",
+        crs=f"EPSG:{product.tile.epsg}",
+        transform=Affine(20, 0, left, 0, -20, top),
+        QUALITY=100,
+        REVERSIBLE="YES",
+    ) as file:
+        file.write(classes, 1)
+    return made

@@ -16,6 +16,7 @@ from mimodel.errors import DataError, InputError
 from mimodel.normalisation import Normalisation
 from s2pairs.cube import Cube, create, open_cube
 from s2pairs.ledger import write_shard
+from s2pairs.masks import complete
 from s2pairs.patches import PatchTable
 from s2pairs.plan import Plan
 from s2pairs.tiles import TileId
@@ -58,7 +59,8 @@ def cube(tmp_path_factory: pytest.TempPathFactory) -> Cube:
     pixels[5, 1:] = 0
     path = tmp_path_factory.mktemp("cube") / "cube.zarr"
     create(path, plan)
-    write_shard(path, 0, plan.layout, pixels)
+    masks = complete(np.zeros((PLACES, DATES, 64, 64), np.uint8), pixels, BANDS)
+    write_shard(path, 0, plan.layout, pixels, masks)
     return open_cube(path)
 
 

@@ -18,6 +18,7 @@ from s2pairs import shards
 from s2pairs.cube import Cube, check, create, open_cube, same_plan
 from s2pairs.errors import CubeError
 from s2pairs.ledger import is_built, write_shard
+from s2pairs.masks import MEANINGS, NO_DATA
 from s2pairs.patches import PatchTable
 from s2pairs.plan import COORDINATES, SHARD_PATCHES, Plan
 from tests.s2pairs.files import bytes_of
@@ -64,12 +65,28 @@ def numbers() -> npt.NDArray[np.uint16]:
     return values
 
 
+@cache
+def flags() -> npt.NDArray[np.uint8]:
+    """Each bit by chance in every fourth pixel, but no-data, which the pixels say."""
+    draw = np.random.default_rng(1)
+    values = draw.integers(0, 256, (PATCHES, DATES, 64, 64), dtype=np.uint8)
+    values &= draw.integers(0, 256, values.shape, dtype=np.uint8)
+    values &= ~np.uint8(NO_DATA)
+    values[(numbers() == 0).any(axis=2)] |= NO_DATA
+    values.flags.writeable = False
+    return values
+
+
 def write(path: Path, shape: Plan, values: npt.NDArray[np.uint16]) -> Path:
     create(path, shape)
     for shard in range(shape.shards):
-        part = values[shard * SHARD_PATCHES : (shard + 1) * SHARD_PATCHES]
-        write_shard(path, shard, shape.layout, part)
+        write_part(path, shape, shard, values)
     return path
+
+
+def write_part(path: Path, shape: Plan, shard: int, values: npt.NDArray[np.uint16]) -> None:
+    rows = slice(shard * SHARD_PATCHES, (shard + 1) * SHARD_PATCHES)
+    write_shard(path, shard, shape.layout, values[rows], flags()[rows])
 
 
 @pytest.fixture
@@ -95,7 +112,7 @@ assert cube.reflectance.dims == ("patch", "date", "band", "y", "x"), cube.reflec
 assert cube.reflectance.dtype.kind == "f"
 assert set(cube.coords) == {{
     "band", "tile", "region", "row", "col", "epsg", "x", "y", "split",
-    "acquired", "valid_fraction", "product",
+    "acquired", "valid_fraction", "clear_fraction", "product",
 }}, set(cube.coords)
 assert cube.band.values.tolist() == ["B04", "B08"]
 assert str(cube.acquired.values[0, 1]).startswith("2020-01-02T10:30:00.024"), cube.acquired
@@ -117,8 +134,8 @@ def test_zarr_reads_the_same_numbers(path: Path) -> None:
     group = zarr.open_group(path, mode="r")
     np.testing.assert_array_equal(group["reflectance"][...], numbers())
     ledger = group["shard_sha256"][...]
-    assert ledger.shape == (2, 32)
-    assert ledger.any(axis=1).all()
+    assert ledger.shape == (2, 4, 32)
+    assert ledger.any(axis=2).all()
 
 
 def test_a_shard_that_zarr_writes_reads_the_same(path: Path, tmp_path: Path) -> None:
@@ -192,6 +209,24 @@ def test_valid_fraction_counts_pixels_with_data_in_every_band(path: Path) -> Non
     np.testing.assert_array_equal(zarr.open_group(path, mode="r")["valid_fraction"][...], expected)
 
 
+def test_masks_read_back_and_zarr_reads_the_same(path: Path) -> None:
+    array = zarr.open_group(path, mode="r")["mask"]
+    np.testing.assert_array_equal(array[...], flags())
+    cube = open_cube(path)
+    some = [69, 3, 0, 3]
+    np.testing.assert_array_equal(cube.read_masks(some), flags()[some])
+    assert array.attrs["flag_meanings"].split() == list(MEANINGS)
+    assert array.attrs["flag_masks"] == [2**bit for bit in range(8)]
+    assert array.fill_value == NO_DATA  # a missing shard must not read as clear
+
+
+def test_clear_fraction_counts_pixels_without_cloud_cirrus_shadow_or_no_data(path: Path) -> None:
+    of_pixel = np.unpackbits(flags()[..., None], axis=-1, bitorder="little")
+    unclear = of_pixel[..., [0, 2, 3, 4]].any(axis=-1)
+    expected = (~unclear).sum(axis=(2, 3)) / 4096
+    np.testing.assert_array_equal(open_cube(path).clear_fraction, expected.astype(np.float32))
+
+
 def test_the_same_pixels_make_the_same_bytes(path: Path, tmp_path: Path) -> None:
     again = write(tmp_path / "again.zarr", plan(), numbers())
     assert bytes_of(again) == bytes_of(path)
@@ -218,14 +253,20 @@ def test_an_unfinished_cube_is_refused(tmp_path: Path) -> None:
     create(path, plan())
     with pytest.raises(CubeError, match="0 of 2 shards are built; run the same s2pairs build"):
         open_cube(path)
-    write_shard(path, 1, plan().layout, numbers()[SHARD_PATCHES:])
+    write_part(path, plan(), 1, numbers())
     assert [is_built(path, shard) for shard in (0, 1)] == [False, True]
     with pytest.raises(CubeError, match="1 of 2 shards are built"):
         open_cube(path)
     assert damages(path) == ["shard 0: it is not built; run the same s2pairs build command again"]
 
 
-@pytest.mark.parametrize("array", ["reflectance", "valid_fraction"])
+def read_all(cube: Cube) -> None:
+    everything = np.arange(len(cube))
+    _ = (cube.read(everything), cube.read_masks(everything))
+    _ = (cube.valid_fraction, cube.clear_fraction)
+
+
+@pytest.mark.parametrize("array", ["reflectance", "mask", "valid_fraction", "clear_fraction"])
 def test_a_missing_shard_is_no_silent_no_data(path: Path, array: str) -> None:
     (file,) = (path / array).glob("c.1.*")
     opened_before = open_cube(path)
@@ -235,15 +276,17 @@ def test_a_missing_shard_is_no_silent_no_data(path: Path, array: str) -> None:
     (damage,) = damages(path)
     assert damage.startswith(f"shard 1: the file {file} is missing")
     with pytest.raises(CubeError, match="is missing"):
-        _ = (opened_before.read([69]), opened_before.valid_fraction)
+        read_all(opened_before)
 
 
-@pytest.mark.parametrize("where", ["pixels", "index", "fraction", "ledger"])
+@pytest.mark.parametrize("where", ["pixels", "index", "mask", "fraction", "clear", "ledger"])
 def test_a_flipped_bit_is_found(path: Path, where: str) -> None:
     array, position = {
         "pixels": ("reflectance", 5_000),
         "index": ("reflectance", -900),
+        "mask": ("mask", 5_000),
         "fraction": ("valid_fraction", 9),
+        "clear": ("clear_fraction", 9),
         "ledger": ("shard_sha256", 7),
     }[where]
     (file,) = (path / array).glob("c.0.*")
@@ -353,9 +396,9 @@ def test_what_is_not_a_cube(tmp_path: Path) -> None:
 
 def test_a_later_format_is_refused(path: Path) -> None:
     document = json.loads((path / "zarr.json").read_text())
-    document["attributes"]["format_version"] = 2
+    document["attributes"]["format_version"] = 3
     (path / "zarr.json").write_text(json.dumps(document))
-    with pytest.raises(CubeError, match="format version 2; this program reads 1"):
+    with pytest.raises(CubeError, match="format version 3; this program reads 2"):
         open_cube(path)
 
 
@@ -385,16 +428,16 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_is_built(tmp_path: Path) ->
     """The operating system refuses files above a size, as it does on a disk without room."""
     path = tmp_path / "cube.zarr"
     create(path, plan())
-    write_shard(path, 1, plan().layout, numbers()[SHARD_PATCHES:])
+    write_part(path, plan(), 1, numbers())
     before = bytes_of(path)
     program = f"""
 import resource, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
-from tests.s2pairs.test_cube import CubeError, create, numbers, plan, write_shard
+from tests.s2pairs.test_cube import CubeError, create, numbers, plan, write_part
 resource.setrlimit(resource.RLIMIT_FSIZE, (99_000, 99_000))
 try:
-    write_shard(Path({str(path)!r}), 0, plan().layout, numbers()[:64])
+    write_part(Path({str(path)!r}), plan(), 0, numbers())
 except CubeError as error:
     assert "cannot write" in str(error) and "make room" in str(error), error
 else:

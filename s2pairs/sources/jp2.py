@@ -1,0 +1,109 @@
+"""Band images: are they whole, do they lie where they should, and their pixels on the 10 m grid."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from s2pairs.errors import SceneError
+from s2pairs.scenes import Grid, PixelWindow
+from s2pairs.sources.archive import opened
+from s2pairs.tiles import PIXEL_SIZE_M
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+
+def check_complete(location: str) -> None:
+    """Raise `SceneError` if a JP2 file was cut short, without decoding it.
+
+    A JP2 file is a row of boxes (ISO/IEC 15444-1, annex I): four bytes of length, four of type;
+    length 1 means that eight more bytes hold it, 0 that the box reaches the end of the file. The
+    codestream in box `jp2c` ends with the marker FF D9, which is looked for where a file can be
+    read from its end: not in an archive, whose directory has the sizes.
+    """
+    name = location.rpartition("/")[2]
+    with opened(location) as (file, size):
+        end = _end_of_codestream(file, size)
+        whole = end is not None
+        if end is not None and not location.startswith("/vsi"):
+            file.seek(end - 2)
+            whole = file.read(2) == b"\xff\xd9"
+    if not whole:
+        raise SceneError(f"{name} is cut short or no JPEG 2000 file ({size} bytes)")
+
+
+def _end_of_codestream(file: Any, size: int) -> int | None:
+    start = 0
+    while start + 8 <= size:
+        file.seek(start)
+        head = file.read(16)
+        length, kind = int.from_bytes(head[:4]), head[4:8]
+        if length == 1:
+            length = int.from_bytes(head[8:16])
+        end = start + length if length else size
+        if end > size or end < start + 8:
+            return None
+        if kind == b"jp2c":
+            return end
+        start = end
+    return None
+
+
+def check_grid(location: str, grid: Grid, kind: str = "uint16") -> None:
+    """Raise `SceneError` unless a band file covers exactly the ground that the metadata say."""
+    import rasterio
+
+    name = location.rpartition("/")[2]
+    try:
+        with rasterio.open(location) as file:
+            step, pixels = file.transform.a, (file.height, file.width)
+            corner = (file.transform.c, file.transform.f)
+            epsg, kinds = file.crs.to_epsg() if file.crs else None, file.dtypes
+    except rasterio.errors.RasterioError as error:
+        raise SceneError(f"{name} cannot be opened: {error}") from error
+    if kinds != (kind,):
+        raise SceneError(f"{name} holds {kinds}, expected one layer of {kind}")
+    if step % PIXEL_SIZE_M or not step:
+        raise SceneError(f"{name} has pixels of {step:g} m, expected 10, 20 or 60")
+    factor = round(step) // PIXEL_SIZE_M
+    covers = tuple(math.ceil(length / factor) for length in (grid.height, grid.width))
+    if (epsg, corner, pixels) != (grid.epsg, (grid.left, grid.top), covers):
+        raise SceneError(
+            f"{name} lies at {epsg} {corner} with {pixels} pixels of {step:g} m; its "
+            f"metadata say {grid.epsg} {(grid.left, grid.top)} with {covers}"
+        )
+
+
+def read_band(location: str, windows: Sequence[PixelWindow]) -> list[npt.NDArray[np.uint16]]:
+    """Digital numbers (height, width) of one band file in each window of 10 m pixels.
+
+    Coarser bands are repeated, not interpolated: each 10 m pixel has the number of the coarse
+    pixel that it lies in, and no-data spreads to no neighbour. The file is opened once, so that
+    windows in one block of it cost one decoding. `SceneError` if the file is broken or ends
+    before a window does.
+    """
+    import rasterio
+
+    try:
+        with rasterio.open(location) as file:
+            return [_read_window(file, window) for window in windows]
+    except rasterio.errors.RasterioError as error:
+        raise SceneError(f"{location} cannot be read: {error}") from error
+
+
+def _read_window(file: "DatasetReader", window: PixelWindow) -> npt.NDArray[np.uint16]:
+    from rasterio.windows import Window
+
+    factor = round(file.transform.a) // PIXEL_SIZE_M
+    top, left = window.row // factor, window.col // factor
+    bottom = math.ceil((window.row + window.height) / factor)
+    right = math.ceil((window.col + window.width) / factor)
+    if bottom > file.height or right > file.width:
+        raise SceneError(f"{file.name} has no pixels at {window}")
+    coarse = file.read(1, window=Window(left, top, right - left, bottom - top))
+    fine = coarse.repeat(factor, axis=0).repeat(factor, axis=1)
+    row, col = window.row - top * factor, window.col - left * factor
+    return np.ascontiguousarray(fine[row : row + window.height, col : col + window.width])
