@@ -266,9 +266,9 @@ def _read_shards(
             for (patches, date), window, dn in zip(places, windows, read, strict=True):
                 stored = stored_from_dn(dn, offset, scene.quantification)
                 pixels[patches, date, band] = _cut(stored, window, table, patches)
-        known = catalogue.masks(scene, windows) or [None] * len(windows)
-        for (patches, date), window, flags in zip(places, windows, known, strict=True):
-            said = None if flags is None else _cut(flags, window, table, patches)
+        known = catalogue.masks(scene, windows)
+        for index, ((patches, date), window) in enumerate(zip(places, windows, strict=True)):
+            said = None if known is None else _cut(known[index], window, table, patches)
             masks[patches, date] = complete(said, pixels[patches, date], plan.bands)
     ends = np.cumsum([len(each) for each in rows])[:-1]
     return list(zip(np.split(pixels, ends), np.split(masks, ends), strict=True))

@@ -51,12 +51,12 @@ def complete(known: Flags | None, stored: npt.NDArray[np.uint16], bands: Sequenc
 
 def is_clear(flags: Flags) -> npt.NDArray[np.bool_]:
     """True where a pixel has data and is neither cloud, cirrus nor shadow, as far as is known."""
-    return (flags & UNCLEAR) == 0
+    return np.asarray((flags & UNCLEAR) == 0)
 
 
 def from_scene_classes(classes: npt.NDArray[np.uint8]) -> Flags:
     """Flags of the scene classification (SCL) of Level-2A; values above 11 say nothing."""
-    return _OF_SCENE_CLASS[classes]
+    return np.asarray(_OF_SCENE_CLASS[classes])
 
 
 def from_cloud_classes(opaque: npt.ArrayLike, cirrus: npt.ArrayLike, snow: npt.ArrayLike) -> Flags:

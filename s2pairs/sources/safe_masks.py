@@ -72,7 +72,7 @@ def _coarse_flags(masks: tuple[tuple[str, str], ...], grid: Grid) -> Flags:
 def _unseen(path: str, grid: Grid, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
     if path.endswith(".gml"):
         detectors = _burnt(path, grid, shape).values()
-        return ~np.any([np.zeros(shape, dtype=np.uint8), *detectors], axis=0)
+        return np.asarray(~np.any([np.zeros(shape, dtype=np.uint8), *detectors], axis=0))
     return np.asarray(_raster(path, (1,), grid)[0] == 0)
 
 
