@@ -63,7 +63,7 @@ def from_cloud_classes(opaque: npt.ArrayLike, cirrus: npt.ArrayLike, snow: npt.A
     """Flags of three layers of one shape, each true or not 0 where its class was found."""
     layers = ((opaque, CLOUD), (cirrus, CIRRUS), (snow, SNOW))
     flags = [np.where(np.asarray(layer) != 0, bit, 0) for layer, bit in layers]
-    return np.bitwise_or.reduce(flags).astype(np.uint8)
+    return np.asarray(np.bitwise_or.reduce(flags), dtype=np.uint8)
 
 
 def estimated(stored: npt.NDArray[np.uint16], bands: Sequence[str]) -> Flags:
