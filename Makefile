@@ -7,7 +7,7 @@ DEMO := demo
 TRAIN := --config configs/data/sentinel2.yaml --config configs/method/infomax.yaml \
 	--config configs/demo.yaml
 
-.PHONY: help setup demo serve test lint types imports unit unit-data unit-rest test-slow benchmarks lock clean-demo
+.PHONY: help setup demo serve test lint types imports unit unit-data unit-rest test-slow benchmarks soak lock clean-demo
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,6 +79,9 @@ test-slow: setup ## the tests that take minutes
 
 benchmarks: setup ## ratios against named baselines
 	$(BIN)/pytest benchmarks -m "slow or not slow" --benchmark-only -q
+
+soak: setup ## ten minutes of good and hostile requests to the service
+	$(BIN)/python -m benchmarks.soak --minutes 10
 
 lock: setup ## resolve requirements.lock anew
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \

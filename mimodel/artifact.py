@@ -36,7 +36,7 @@ from mimodel.networks import (
     inference_dtype,
 )
 from mimodel.normalisation import Normalisation, select_bands
-from mimodel.novelty import Novelty, NoveltySpec
+from mimodel.novelty import Novelty, NoveltySpec, looks
 
 SCHEMA_VERSION = 1
 _MODEL, _CARD, _SUMS = "model.safetensors", "README.md", "SHA256SUMS"
@@ -83,7 +83,7 @@ class ArtifactSpec(BaseModel):
     """Weight of the local terms."""
     heads: dict[_HeadName, HeadSpec] = {}
     novelty: NoveltySpec | None = None
-    """The out-of-distribution score of the shared representation, where it was fitted."""
+    """The out-of-distribution score, where it was fitted."""
     provenance: dict[str, str] = {}
     """Where it comes from: data and its digest, commit, iterations, versions."""
 
@@ -140,7 +140,7 @@ class Networks(nn.Module):
         self.local_statistics = LocalStatistics(features, dimension) if statistics else None
         self.exclusive_encoder = Encoder(spec.exclusive_encoder) if spec.exclusive_encoder else None
         self.novelty = (
-            Novelty(spec.novelty, spec.representations["shared"]) if spec.novelty else None
+            Novelty(spec.novelty, dimension + 3 * len(spec.bands)) if spec.novelty else None
         )
         self.heads = nn.ModuleDict(
             {
@@ -234,16 +234,24 @@ class Artifact:
             return cast(npt.NDArray[np.float32], scaled.softmax(1).numpy())
 
     def out_of_distribution(
-        self, shared: npt.NDArray[np.float32]
+        self, shared: npt.NDArray[np.float32], reflectance: Reflectance
     ) -> npt.NDArray[np.float32] | None:
-        """How unlike the training data patches are: for each shared representation (N, dim) the
-        share of held-out patches that are nearer to them. None where that was not fitted."""
+        """How unlike the training data patches are: the share of held-out patches that are nearer.
+
+        Takes the patches (N, band, row, col), bands as the artifact has them, and their shared
+        representations (N, dim). None where it was not fitted (`mimodel probe` does it).
+        """
         if self.networks.novelty is None:
             return None
         with torch.inference_mode():
-            return cast(
-                npt.NDArray[np.float32], self.networks.novelty(torch.from_numpy(shared)).numpy()
-            )
+            scores = self.networks.novelty(self.described(shared, reflectance))
+            return cast(npt.NDArray[np.float32], scores.numpy())
+
+    def described(self, shared: npt.NDArray[np.float32], reflectance: Reflectance) -> Tensor:
+        """What the out-of-distribution score sees of patches: representation and looks."""
+        parts = range(0, len(shared), _CHUNK)
+        seen = [looks(self.network_input(reflectance[at : at + _CHUNK], None)) for at in parts]
+        return torch.cat([torch.from_numpy(shared), torch.cat(seen)], 1)
 
     def head_name(self, head: str | None = None) -> str:
         """The name of the head to use: the one asked for, or the only one there is."""

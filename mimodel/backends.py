@@ -131,9 +131,11 @@ def by_openvino(encoder: Encoder) -> Encode:
     import openvino
 
     core = openvino.Core()
-    model: Any = openvino.convert_model(_plain(encoder), example_input=_example(encoder))
-    height, width = encoder.spec.image_size
-    model.reshape([-1, encoder.spec.in_channels, height, width])
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(
+        _plain(encoder), (_example(encoder),), dynamic_shapes=({0: batch},)
+    )
+    model: Any = openvino.convert_model(program)
     precision = {torch.bfloat16: "bf16", torch.float32: "f32"}
     compiled = core.compile_model(
         model,

@@ -1,9 +1,11 @@
-"""How unlike the training data a patch is, by its shared representation.
+"""How unlike the training data a patch is, by its shared representation and its plainest looks.
 
-The Mahalanobis distance of the representation to those of training patches (Lee et al. 2018), whose
-covariance is estimated as Ledoit and Wolf 2004 say. A distance tells a user little, so the score is
-the share of held-out patches that are nearer: 0.5 is as ordinary as can be, and of patches like the
-training data one in a hundred scores above 0.99, whatever the distribution of distances.
+The Mahalanobis distance to training patches (Lee et al. 2018), whose covariance is estimated as
+Ledoit and Wolf 2004 say. A shared representation has learnt to forget how bright or noisy a date
+was, so brightness, contrast and roughness of each band stand beside it. A distance tells a user
+little, so the score is the share of held-out patches that are nearer: 0.5 is as ordinary as can be,
+and of patches like the training data one in a hundred scores above 0.99, whatever the distribution
+of distances.
 """
 
 from typing import final
@@ -19,6 +21,8 @@ from mimodel.errors import DataError
 Vectors = npt.NDArray[np.float32]
 
 _MAX_DISTANCES = 1000
+_LEVEL = 1e-3
+"""Of the training pixels' deviation: less than that is no contrast."""
 
 
 class NoveltySpec(BaseModel):
@@ -47,7 +51,7 @@ class Novelty(nn.Module):
         self.register_buffer("distances", torch.zeros(spec.distances))
 
     def distance(self, vectors: Tensor) -> Tensor:
-        """Mahalanobis distances (N,) of representations (N, dim)."""
+        """Mahalanobis distances (N,) of vectors (N, dim)."""
         lengths: Tensor = torch.linalg.vector_norm((vectors - self.mean) @ self.whitening, dim=1)
         return lengths
 
@@ -57,11 +61,21 @@ class Novelty(nn.Module):
         return nearer / len(self.distances)
 
 
+def looks(images: Tensor) -> Tensor:
+    """Brightness, contrast, roughness (N, 3 x band) of normalised images (N, band, H, W).
+
+    Roughness is the deviation of differences between neighbours in a row.
+    """
+    differences = images[..., 1:] - images[..., :-1]
+    spreads = [(values.std((2, 3)) + _LEVEL).log() for values in (images, differences)]
+    return torch.cat([images.mean((2, 3)), *spreads], 1)
+
+
 def fit_novelty(training: Vectors, held_out: Vectors) -> tuple[NoveltySpec, Novelty]:
     """The score whose distance is fitted on `training` and whose ranks come from `held_out`.
 
-    Both are representations (N, dim). Fewer than two training vectors, or none held out, are a
-    `DataError`.
+    Both are vectors (N, dim) as `Artifact.described` makes them. Fewer than two training vectors,
+    or none held out, are a `DataError`.
     """
     from sklearn.covariance import LedoitWolf
 

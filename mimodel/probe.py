@@ -426,14 +426,19 @@ def _calibrated(
         logits = judge(torch.from_numpy(shared[held_out])).numpy()
     temperature = fit_temperature(logits, data.label[held_out])
     before = artifact.probabilities(shared[test], head)
-    novelty_spec, novelty = fit_novelty(shared[train], shared[held_out])
+    novelty_spec, novelty = fit_novelty(
+        *(
+            artifact.described(shared[rows], data.reflectance[rows]).numpy()
+            for rows in (train, held_out)
+        )
+    )
     heads = artifact.spec.heads
     calibrated = heads[head].model_copy(update={"temperature": temperature})
     spec = artifact.spec.model_copy(
         update={"heads": {**heads, head: calibrated}, "novelty": novelty_spec}
     )
     made = _remade(artifact, spec, _named("novelty", novelty))
-    scores = made.out_of_distribution(shared[test])
+    scores = made.out_of_distribution(shared[test], data.reflectance[test])
     assert scores is not None
     return made, Confidence(
         temperature=temperature,

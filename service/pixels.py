@@ -20,6 +20,8 @@ from service.settings import Settings
 Vectors = npt.NDArray[np.float32]
 
 _BOTH = ("shared", "exclusive")
+_CHUNK = 64
+"""Patches of a grid that are cut out at a time."""
 
 
 def pixel_routes(engine: Engine) -> APIRouter:
@@ -91,7 +93,7 @@ def _embedded(
         shared=lists.get("shared"),
         exclusive=lists.get("exclusive"),
         valid_fraction=seen.valid_fraction,
-        out_of_distribution=_strangeness(model, shared),
+        out_of_distribution=_strangeness(model, seen, shared),
         grid=seen.grid,
     )
     return json_answer(answer, model.name)
@@ -106,12 +108,18 @@ def _classified(
         classes=list(model.artifact.spec.heads[head].classes),
         probabilities=probabilities.tolist(),
         valid_fraction=seen.valid_fraction,
-        out_of_distribution=_strangeness(model, shared),
+        out_of_distribution=_strangeness(model, seen, shared),
         grid=seen.grid,
     )
     return json_answer(answer, model.name)
 
 
-def _strangeness(model: Model, shared: Vectors) -> list[float] | None:
-    scores = model.artifact.out_of_distribution(shared)
-    return None if scores is None else scores.tolist()
+def _strangeness(model: Model, seen: Seen, shared: Vectors) -> list[float] | None:
+    if model.artifact.spec.novelty is None:
+        return None
+    scores: list[float] = []
+    for at in range(0, len(shared), _CHUNK):
+        part = slice(at, at + _CHUNK)
+        found = model.artifact.out_of_distribution(shared[part], seen.patches[part])
+        scores += [] if found is None else found.tolist()
+    return scores

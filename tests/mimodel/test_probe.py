@@ -150,7 +150,9 @@ def test_the_picture_of_a_retrieval_needs_no_more_places_than_there_are(
         assert picture.size[0] > picture.size[1] > 0
 
 
-def test_a_probing_puts_the_classifier_into_the_artifact(artifact: Artifact) -> None:
+def test_a_probing_puts_the_classifier_into_the_artifact(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     data = _looks(40, alike=True)
     report, probed = probe(
         artifact,
@@ -171,6 +173,48 @@ def test_a_probing_puts_the_classifier_into_the_artifact(artifact: Artifact) -> 
         "shared", "image statistics", "untrained encoder",
     }  # fmt: skip
     assert "| shared | linear |" in report.to_markdown()
+    assert report.confidence
+    assert probed.spec.heads["planted"].temperature == report.confidence.temperature
+    assert "expected calibration error" in report.to_markdown()
+    # Saved and read again, it is the same.
+    again = probed.save(tmp_path / "probed", "# Probed\n")
+    some = data.reflectance[:5]
+    np.testing.assert_array_equal(
+        again.classify(some, head="planted"), probed.classify(some, head="planted")
+    )
+    strangeness = again.out_of_distribution(again.embed(some), some)
+    np.testing.assert_array_equal(strangeness, probed.out_of_distribution(probed.embed(some), some))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_planted_outliers_score_as_such(artifact: Artifact, split: str) -> None:
+    """With a validation split, and without one, by a part of the training places."""
+    data = _looks(120, alike=True)
+    third = np.where(data.place % 4 == 0, split, data.split)
+    data = replace(data, split=third)
+    features = {"shared": artifact.embed(data.reflectance)}
+    report, probed = probe(
+        artifact, data, features, head="h", iterations=20, seed=0, report=lambda _: None
+    )
+    assert report.confidence
+    assert report.confidence.held_out == (60 if split == "validation" else 12)
+    alike = data.reflectance[data.split == "test"]
+    planted = {
+        "constant": np.full_like(alike, 0.2),
+        "clouds": np.full_like(alike, 0.9) + alike / 20,
+        "ten times too bright": alike * 10,
+        "pixels sorted": np.sort(alike.reshape(*alike.shape[:2], -1), -1).reshape(alike.shape),
+        "other bands": alike + np.array([0, 0.3, 0, 0.3], np.float32)[:, None, None],
+    }
+
+    def scores(patches: np.ndarray) -> np.ndarray:
+        found = probed.out_of_distribution(probed.embed(patches), patches)
+        assert found is not None
+        return found
+
+    assert np.median(scores(alike)) < 0.95
+    for name, patches in planted.items():
+        assert np.quantile(scores(patches), 0.1) >= 0.95, name
 
 
 def test_a_probing_needs_both_splits(artifact: Artifact) -> None:

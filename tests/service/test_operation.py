@@ -207,8 +207,8 @@ def test_the_log_has_a_line_a_request_and_nothing_that_was_sent(
             secret = client.post("/embed?hidden=s3cret", content=b"s3cret", headers=NPY)
             made = secret.headers["X-Request-ID"]
             assert re.fullmatch("[0-9a-f]{32}", made)
-            odd = client.get("/s3cret\n", headers={"X-Request-ID": "a b\tc"})
-            assert odd.headers["X-Request-ID"] != "a b\tc"
+            odd = client.get("/s3cret%0A", headers={"X-Request-ID": "a b c"})
+            assert odd.headers["X-Request-ID"] != "a b c"
     finally:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
@@ -235,4 +235,4 @@ def test_readiness_ends_with_the_notice(artifact: Artifact) -> None:
 
 
 def test_the_settings_know_the_backends_that_there_are() -> None:
-    assert get_args(Settings.model_fields["backend"].annotation) == tuple(Backend)
+    assert set(get_args(Settings.model_fields["backend"].annotation)) == set(Backend)

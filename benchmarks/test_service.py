@@ -1,0 +1,138 @@
+"""The service under load beside the same model in process; how fast it starts, what it holds."""
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from mimodel.artifact import Artifact
+from mimodel.backends import Backend, embedder
+from tests.service.bodies import npy_bytes
+from tests.service.conftest import Running, serving
+
+_CLIENTS = 64
+_REQUESTS = 1024
+
+
+@pytest.fixture(scope="module")
+def running(artifact_path: Path) -> Iterator[Running]:
+    with serving(artifact_path, OMP_NUM_THREADS="") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def patch() -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 0.4, (1, 4, 64, 64)).astype(np.float32)
+
+
+@pytest.mark.parametrize("form", ["in process, batch 64", "64 clients"])
+def test_throughput(
+    benchmark: Any, artifact: Artifact, running: Running, patch: np.ndarray, form: str
+) -> None:
+    """1,024 patches: by one process that has them all, or by 64 clients with one each at a time.
+
+    The clients share the processors with the service, so they are as plain as can be.
+    """
+    benchmark.group = f"{_REQUESTS} patches"
+    if form == "in process, batch 64":
+        embed = embedder(artifact, "shared", Backend.FOLDED)
+        batch = np.repeat(patch, 64, axis=0)
+
+        def compute() -> None:
+            for _ in range(_REQUESTS // 64):
+                embed(batch)
+
+        benchmark.pedantic(compute, rounds=3, warmup_rounds=1)
+        return
+    seconds: list[float] = []
+    health = _Health(running.url)
+    benchmark.pedantic(
+        lambda: seconds.extend(asyncio.run(_ask_all(running.url, npy_bytes(patch)))),
+        rounds=3,
+        warmup_rounds=1,
+    )
+    waits = health.stop()
+    benchmark.extra_info["p50 ms"], benchmark.extra_info["p99 ms"] = _percentiles(seconds)
+    benchmark.extra_info["healthz p50 ms"], benchmark.extra_info["healthz p99 ms"] = _percentiles(
+        waits
+    )
+    batches = httpx.get(f"{running.url}/metrics").text
+    total, count = (
+        float(re.search(rf"^crossmi_batch_patches_{name} (\S+)$", batches, re.M)[1])  # type: ignore[index]
+        for name in ("sum", "count")
+    )
+    benchmark.extra_info["patches a batch"] = total / count
+
+
+def test_cold_start(benchmark: Any, artifact_path: Path) -> None:
+    """From the command to /readyz; resident memory then and after a full request."""
+
+    def start() -> None:
+        with serving(artifact_path) as service:
+            benchmark.extra_info["resident MB when ready"] = service.peak_memory() >> 20
+            body = npy_bytes(np.zeros((64, 4, 64, 64), np.float32))
+            headers = {"Content-Type": "application/x-npy"}
+            httpx.post(f"{service.url}/embed", content=body, headers=headers, timeout=60)
+            benchmark.extra_info["peak MB after 64 patches"] = service.peak_memory() >> 20
+
+    benchmark.pedantic(start, rounds=3)
+
+
+async def _ask_all(url: str, body: bytes) -> list[float]:
+    """Seconds of each request, of clients that each keep a connection and ask again at once."""
+    host, port = url.removeprefix("http://").split(":")
+    head = (
+        "POST /embed HTTP/1.1\r\nHost: x\r\nAccept: application/x-npy\r\n"
+        f"Content-Type: application/x-npy\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    seconds: list[float] = []
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        for _ in range(_REQUESTS // _CLIENTS):
+            begun = time.perf_counter()
+            writer.write(head + body)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200")
+            length = re.search(rb"content-length: (\d+)", answer)
+            assert length
+            await reader.readexactly(int(length[1]))
+            seconds.append(time.perf_counter() - begun)
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(_CLIENTS)))
+    return seconds
+
+
+class _Health:
+    """A thread that asks for /healthz fifty times a second."""
+
+    def __init__(self, url: str) -> None:
+        self._seconds: list[float] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask, args=(url,))
+        self._thread.start()
+
+    def stop(self) -> list[float]:
+        self._over.set()
+        self._thread.join()
+        return self._seconds
+
+    def _ask(self, url: str) -> None:
+        with httpx.Client(base_url=url) as client:
+            while not self._over.wait(0.02):
+                begun = time.perf_counter()
+                assert client.get("/healthz").status_code == 200
+                self._seconds.append(time.perf_counter() - begun)
+
+
+def _percentiles(seconds: list[float]) -> tuple[float, float]:
+    low, high = np.percentile(seconds, (50, 99)) * 1000
+    return float(low), float(high)

@@ -1,0 +1,218 @@
+"""/embed and /classify: both representations, grids, confidence; equal however it is asked."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from mimodel.artifact import Artifact, HeadSpec, Networks, frozen
+from mimodel.backends import Backend, embedder
+from mimodel.novelty import fit_novelty
+from service.settings import Settings
+from tests.models import CLASSES
+from tests.service.bodies import geotiff_bytes, npy_bytes
+from tests.service.test_http import AS_NPY, JSON, NPY, TIFF, array_of, refused
+from tests.service.test_load import in_a_thread
+
+Patches = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def full(artifact: Artifact) -> Artifact:
+    """The small model with an exclusive encoder, a head on each representation, and novelty."""
+    rng = np.random.default_rng(2)
+    training = rng.uniform(0, 0.4, (60, 4, 64, 64)).astype(np.float32)
+    described = artifact.described(artifact.embed(training), training).numpy()
+    novelty_spec, novelty = fit_novelty(described[:40], described[40:])
+    spec = artifact.spec.model_copy(
+        update={
+            "exclusive_encoder": artifact.spec.encoder.model_copy(update={"representation": 8}),
+            "representations": {"shared": 64, "exclusive": 8},
+            "heads": {
+                "cover": HeadSpec(classes=CLASSES, hidden=16, temperature=2.5),
+                "season": HeadSpec(classes=("a", "b"), hidden=4, representation="exclusive"),
+            },
+            "novelty": novelty_spec,
+        }
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        networks = Networks(spec)
+    networks.load_state_dict(
+        {**networks.state_dict(), **artifact.networks.state_dict()}
+        | {f"novelty.{name}": value for name, value in novelty.state_dict().items()}
+    )
+    return Artifact(spec, artifact.digest, frozen(networks))
+
+
+@pytest.fixture(scope="module")
+def asked(full: Artifact) -> Iterator[httpx.Client]:
+    with in_a_thread(full, Settings(max_windows=30)) as client:
+        yield client
+
+
+def vectors(full: Artifact, name: str, patches: Patches) -> Patches:
+    return embedder(full, name, Backend.FOLDED)(patches)
+
+
+def test_either_or_both_representations(
+    asked: httpx.Client, full: Artifact, patches: Patches
+) -> None:
+    shared, exclusive = (vectors(full, name, patches) for name in ("shared", "exclusive"))
+    expected = {
+        "shared": (shared, shared, None),
+        "exclusive": (exclusive, None, exclusive),
+        "both": (np.concatenate([shared, exclusive], 1), shared, exclusive),
+    }
+    scores = full.out_of_distribution(shared, patches)
+    assert scores is not None
+    for name, (array, first, second) in expected.items():
+        query = {"representation": name}
+        answer = asked.post(
+            "/embed", params=query, content=npy_bytes(patches), headers=NPY | AS_NPY
+        )
+        np.testing.assert_array_equal(array_of(answer), array)
+        document = asked.post(
+            "/embed", params=query, content=npy_bytes(patches), headers=NPY
+        ).json()
+        for key, values in (("shared", first), ("exclusive", second)):
+            assert document[key] == (None if values is None else values.tolist())
+        assert document["out_of_distribution"] == scores.tolist()
+        assert document["grid"] is None
+
+
+def test_a_representation_that_the_model_lacks_is_named(
+    client: httpx.Client, patches: Patches
+) -> None:
+    for name in ("exclusive", "both"):
+        answer = client.post(
+            "/embed", params={"representation": name}, content=npy_bytes(patches), headers=NPY
+        )
+        refused(answer, 422, "no representation 'exclusive'; it has: shared")
+
+
+def test_classes_are_calibrated_and_say_how_strange_a_patch_is(
+    asked: httpx.Client, full: Artifact, patches: Patches
+) -> None:
+    for head, reads in (("cover", "shared"), ("season", "exclusive")):
+        document = asked.post(
+            "/classify", params={"head": head}, content=npy_bytes(patches), headers=NPY
+        ).json()
+        seen = torch.from_numpy(vectors(full, reads, patches))
+        logits = full.networks.heads[head](seen) / full.spec.heads[head].temperature
+        np.testing.assert_allclose(
+            document["probabilities"], torch.softmax(logits, 1).numpy(), atol=1e-6
+        )
+        strange = full.out_of_distribution(vectors(full, "shared", patches), patches)
+        assert strange is not None
+        assert document["out_of_distribution"] == strange.tolist()
+    odd = np.full((1, 4, 64, 64), 0.9, np.float32)
+    document = asked.post("/classify?head=cover", content=npy_bytes(odd), headers=NPY).json()
+    assert document["out_of_distribution"] == [1.0]
+
+
+def test_a_grid_is_its_patches_one_by_one(asked: httpx.Client, full: Artifact) -> None:
+    image = np.random.default_rng(6).uniform(0, 0.4, (4, 100, 131)).astype(np.float32)
+    image[2, :50, :30] = np.nan
+    tops, lefts = [0, 20, 36], [0, 20, 40, 60, 67]
+    cut = np.stack([image[:, t : t + 64, at : at + 64] for t in tops for at in lefts])
+    expected = vectors(full, "shared", cut)
+    query = {"stride": 20}
+    for headers, body in ((NPY, npy_bytes(image)), (TIFF, geotiff_bytes(image))):
+        array = array_of(asked.post("/embed", params=query, content=body, headers=headers | AS_NPY))
+        assert array.shape == (3, 5, 64)
+        np.testing.assert_allclose(array.reshape(15, 64), expected, atol=2e-3)
+    document = asked.post("/embed", params=query, content=npy_bytes(image), headers=NPY).json()
+    assert document["grid"] == {
+        "rows": [top + 32 for top in tops],
+        "cols": [left + 32 for left in lefts],
+    }
+    whole = np.isfinite(cut).all(axis=1).mean(axis=(1, 2))
+    np.testing.assert_allclose(document["valid_fraction"], whole)
+    assert len(document["out_of_distribution"]) == 15
+    classes = asked.post(
+        "/classify",
+        params=query | {"head": "cover"},
+        content=npy_bytes(image),
+        headers=NPY | AS_NPY,
+    )
+    assert array_of(classes).shape == (3, 5, 3)
+
+
+def test_a_grid_of_too_many_patches_or_of_no_image_is_refused(asked: httpx.Client) -> None:
+    image = np.zeros((4, 128, 128), np.float32)
+    answer = asked.post("/embed?stride=10", content=npy_bytes(image), headers=NPY)
+    refused(answer, 422, "a grid may have 30 patches, stride 10 makes 64")
+    answer = asked.post("/embed?stride=10", content=npy_bytes(image[None]), headers=NPY)
+    refused(answer, 422, "expected an image of shape (band, H, W)")
+    assert asked.post("/embed?stride=0", content=npy_bytes(image), headers=NPY).status_code == 422
+
+
+def test_format_order_and_extra_bands_do_not_change_an_answer(
+    asked: httpx.Client, patches: Patches
+) -> None:
+    one = patches[1]
+    names = ["B04", "B03", "B02", "B08"]
+    order = [2, 0, 3, 1]
+    extra = np.concatenate([one[order], np.full((1, 64, 64), 0.7, np.float32)])
+    said = {"bands": ",".join([names[i] for i in order] + ["B11"])}
+    lists = one[None].astype(object)
+    lists[np.isnan(one[None])] = None
+    encoded = base64.b64encode(npy_bytes(one[None].astype("<f8"))).decode()
+    uploads = [
+        ({}, NPY, npy_bytes(one[None])),
+        ({}, NPY, npy_bytes(np.asfortranarray(one[None]))),
+        (said, NPY, npy_bytes(extra[None])),
+        ({}, TIFF, geotiff_bytes(one, compress="LZW")),
+        ({}, TIFF, geotiff_bytes(extra, [names[i] for i in order] + ["B11"])),
+        ({}, JSON, json.dumps({"reflectance": lists.tolist()}).encode()),
+        ({}, JSON, json.dumps({"npy": encoded}).encode()),
+    ]
+    for path, parameters in (("/embed", {}), ("/classify", {"head": "cover"})):
+        answers = [
+            asked.post(path, params=query | parameters, content=body, headers=headers)
+            for query, headers, body in uploads
+        ]
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.text for answer in answers}) == 1
+    missing = asked.post(
+        "/embed", params={"bands": "B04,B03,B02"}, content=npy_bytes(one[None, :3]), headers=NPY
+    )
+    refused(missing, 422, "B08")
+
+
+def test_neighbours_in_a_batch_do_not_change_an_answer(asked: httpx.Client, full: Artifact) -> None:
+    """The same patch alone, among others in one request, and among those of other clients."""
+    rng = np.random.default_rng(8)
+    many = rng.uniform(0, 0.4, (24, 4, 64, 64)).astype(np.float32)
+    alone = np.concatenate(
+        [
+            array_of(asked.post("/embed", content=npy_bytes(one[None]), headers=NPY | AS_NPY))
+            for one in many
+        ]
+    )
+    together = array_of(asked.post("/embed", content=npy_bytes(many), headers=NPY | AS_NPY))
+    with ThreadPoolExecutor(12) as clients:
+        bodies = [npy_bytes(one[None]) for one in many]
+        crowded = np.concatenate(
+            [
+                np.load(io.BytesIO(answer.content))
+                for answer in clients.map(
+                    lambda body: asked.post("/embed", content=body, headers=NPY | AS_NPY), bodies
+                )
+            ]
+        )
+    # Vectors that differ in nothing but their batch are a thousand times nearer than patches are.
+    apart = np.abs(alone[0] - alone[1]).max()
+    for other in (together, crowded):
+        assert np.abs(other - alone).max() < 0.02 * apart
+        assert np.abs(other - alone).max() < 5e-3
+    metrics = asked.get("/metrics").text
+    assert 'crossmi_batch_patches_bucket{le="1.0"}' in metrics
