@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +20,22 @@ import numpy.typing as npt
 from s2pairs import cube as cubes
 from s2pairs import ledger
 from s2pairs.bands import stored_from_dn
+from s2pairs.clearness import clear_shares
 from s2pairs.errors import CubeError, S2PairsError, SceneError, SourceError
 from s2pairs.masks import Flags, complete
-from s2pairs.patches import PATCH_PX, SPLITS, PatchTable, choose_patches
+from s2pairs.patches import PATCH_PX, SPLITS, PatchTable, Region, choose_patches, draw_regions
 from s2pairs.plan import Plan
-from s2pairs.scenes import Catalogue, Grid, Listing, PixelWindow, Scene, choose_dates, one_level
+from s2pairs.scenes import (
+    Catalogue,
+    Grid,
+    Listing,
+    PixelWindow,
+    Scene,
+    choose_dates,
+    choose_dates_by_region,
+    naming,
+    one_level,
+)
 from s2pairs.shards import Pixels, Values
 from s2pairs.tiles import TileId
 
@@ -32,6 +44,9 @@ TASK_BYTES = 100 * 2**20
 
 Progress = Callable[[int, int], None]
 """Called with the shards done and the shards in all."""
+
+
+Choice = Literal["tile", "region"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,8 @@ class Request:
     start: datetime | None = None
     end: datetime | None = None
     seed: int = 0
+    choice: Choice = "tile"
+    """Dates for a whole tile, or for each region those that are clear there."""
 
     def __post_init__(self) -> None:
         if self.start and self.end and self.end <= self.start:
@@ -73,8 +90,14 @@ class Report:
     shards: int
     already_built: int
     left_out: int
+    products: tuple[str, ...]
+    left_out_because: tuple[str, ...]
+    """Name and reason of each product that is not used."""
     remarks: tuple[str, ...]
     """What was asked for and is not there: tiles without patches, empty splits."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "path": str(self.path)}
 
 
 def build(
@@ -93,40 +116,44 @@ def build(
     it is read.
     """
     with _lock(out):
-        listings = {tile: _choose(tile, request, catalogue) for tile in request.tiles}
-        plan = _plan(request, listings)
+        listings = choose(request, catalogue)
+        planned = plan(request, listings)
         scenes = {
             (tile.name, scene.product): scene
             for tile, listing in listings.items()
             for scene in listing.scenes
         }
         if out.exists():
-            cubes.same_plan(out, plan)
+            cubes.same_plan(out, planned)
         else:
-            cubes.create(out, plan)
+            cubes.create(out, planned)
 
         def fill(task: range) -> int:
             missing = [shard for shard in task if not ledger.is_built(out, shard)]
-            parts = _read_shards(plan, missing, scenes, catalogue)
+            parts = _read_shards(planned, missing, scenes, catalogue)
             for shard, (pixels, masks) in zip(missing, parts, strict=True):
-                ledger.write_shard(out, shard, plan.layout, pixels, masks)
+                ledger.write_shard(out, shard, planned.layout, pixels, masks)
             return len(task) - len(missing)
 
         try:
-            stood = _run(fill, _tasks(plan), workers, progress)
+            stood = _run(fill, _tasks(planned), workers, progress)
         except SceneError as error:
             raise SceneError(
                 f"{error}; replace that product and run the same command again, or remove both it "
-                f"and {out} and build anew"
+                f"and {out} and build anew",
+                tile=error.tile,
+                product=error.product,
             ) from error
     return Report(
         path=out,
-        patches=len(plan.table),
+        patches=len(planned.table),
         dates=request.dates,
-        shards=plan.shards,
+        shards=planned.shards,
         already_built=stood,
         left_out=sum(len(listing.left_out) for listing in listings.values()),
-        remarks=_remarks(request, plan.table),
+        products=tuple(planned.attributes["products"]),
+        left_out_because=tuple(planned.attributes["products_left_out"]),
+        remarks=_remarks(request, planned.table),
     )
 
 
@@ -140,34 +167,68 @@ def _remarks(request: Request, table: PatchTable) -> tuple[str, ...]:
     )
 
 
-def _choose(tile: TileId, request: Request, catalogue: Catalogue) -> Listing:
-    return choose_dates(
+def choose(request: Request, catalogue: Catalogue) -> dict[TileId, Listing]:
+    """The scenes of each tile, and what is left out of each."""
+    return {tile: _choose_of_tile(tile, request, catalogue) for tile in request.tiles}
+
+
+def _choose_of_tile(tile: TileId, request: Request, catalogue: Catalogue) -> Listing:
+    listing = catalogue.scenes(tile)
+    count, max_cloud = request.dates, request.max_cloud
+    start, end = request.start, request.end
+    if request.choice == "tile" or not listing.scenes:
+        return choose_dates(tile, listing, count=count, max_cloud=max_cloud, start=start, end=end)
+    grid = _one_grid(tile, listing.scenes)
+    regions = draw_regions(tile, grid, request.region_size, request.seed)
+    return choose_dates_by_region(
         tile,
-        catalogue.scenes(tile),
-        count=request.dates,
-        max_cloud=request.max_cloud,
-        start=request.start,
-        end=request.end,
+        listing,
+        [region.number for region in regions],
+        lambda scene: _clear_shares(catalogue, scene, regions, request.bands),
+        count=count,
+        max_cloud=max_cloud,
+        start=start,
+        end=end,
     )
 
 
-def _plan(request: Request, listings: Mapping[TileId, Listing]) -> Plan:
+def _clear_shares(
+    catalogue: Catalogue, scene: Scene, regions: Sequence[Region], bands: Sequence[str]
+) -> list[float]:
+    try:
+        return naming(scene, partial(clear_shares, catalogue, scene, regions, bands))
+    except SceneError as error:
+        raise SceneError(
+            f"{error}; replace or remove that product and run the same command again",
+            tile=error.tile,
+            product=error.product,
+        ) from error
+
+
+def plan(request: Request, listings: Mapping[TileId, Listing]) -> Plan:
+    """All of a cube but its pixels."""
     grids = {tile: _one_grid(tile, listing.scenes) for tile, listing in listings.items()}
     table = choose_patches(
-        grids, regions=request.regions, region_size=request.region_size, seed=request.seed
+        grids,
+        regions=request.regions,
+        region_size=request.region_size,
+        seed=request.seed,
+        usable={tile: listing.of_region for tile, listing in listings.items()}
+        if request.choice == "region"
+        else None,
     )
-    scenes = {tile.name: listing.scenes for tile, listing in listings.items()}
-    acquired = {
-        name: [np.datetime64(scene.acquired.replace(tzinfo=None), "ms") for scene in found]
-        for name, found in scenes.items()
-    }
-    product = {name: [scene.product for scene in found] for name, found in scenes.items()}
+    by_name = {tile.name: listing for tile, listing in listings.items()}
+    places = zip(table.tile.tolist(), table.region.tolist(), strict=True)
+    scenes = [by_name[tile].at(region) for tile, region in places]
     return Plan(
         bands=request.bands,
         level=one_level(scene for listing in listings.values() for scene in listing.scenes),
         table=table,
-        acquired=np.array([acquired[name] for name in table.tile]),
-        product=np.array([product[name] for name in table.tile]),
+        acquired=np.array(
+            [[scene.acquired.replace(tzinfo=None) for scene in each] for each in scenes],
+            dtype="datetime64[ms]",
+        ),
+        product=np.array([[scene.product for scene in each] for each in scenes]),
         parameters=request.parameters(),
         attributes=_attributes(listings),
     )
@@ -261,12 +322,12 @@ def _read_shards(
         scene = scenes[tile, product]
         windows = [_bounds(table, patches) for patches, _ in places]
         for band, name in enumerate(plan.bands):
-            read = catalogue.read(scene, name, windows)
+            read = naming(scene, partial(catalogue.read, scene, name, windows))
             offset = scene.add_offset[name]
             for (patches, date), window, dn in zip(places, windows, read, strict=True):
                 stored = stored_from_dn(dn, offset, scene.quantification)
                 pixels[patches, date, band] = _cut(stored, window, table, patches)
-        known = catalogue.masks(scene, windows)
+        known = naming(scene, partial(catalogue.masks, scene, windows))
         for index, ((patches, date), window) in enumerate(zip(places, windows, strict=True)):
             said = None if known is None else _cut(known[index], window, table, patches)
             masks[patches, date] = complete(said, pixels[patches, date], plan.bands)

@@ -5,8 +5,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ from s2pairs.errors import CubeError, S2PairsError, SourceError
 from s2pairs.tiles import read_tiles
 
 if TYPE_CHECKING:
+    from s2pairs.build import Request
     from s2pairs.scenes import Catalogue
 
 app = typer.Typer(
@@ -23,6 +25,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Sentinel-2 tiles to a cube of patches at several dates.",
 )
+
+
+class Choice(StrEnum):
+    """For what dates are chosen."""
+
+    TILE = "tile"
+    REGION = "region"
+
 
 _DEFAULT_BANDS = ",".join(DEFAULT_BANDS)
 _PROCESSORS = os.cpu_count() or 1
@@ -103,13 +113,29 @@ def build(
     seed: Annotated[int, typer.Option(min=0, help="Draws the regions.")] = 0,
     bands: Bands = _DEFAULT_BANDS,
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = _PROCESSORS,
+    choice: Annotated[
+        Choice,
+        typer.Option(
+            help="Choose dates for a whole tile, by the cloud of the product, or for each region "
+            "those that are clear there, by masks."
+        ),
+    ] = Choice.TILE,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what would be done and what it costs; read no pixel."),
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="JSON for scripts: what happened, or with --plan what would."),
+    ] = None,
 ) -> None:
     """Make a cube from products: choose dates, cut regions into patches, write them.
 
     The days --start and --end both belong to the period. An interrupted build resumes with the
     same command.
     """
-    with _one_sentence(on_interrupt="the same command resumes it"):
+    written = report or (out.with_name(f"{out.name}.plan.json") if plan and out.name else None)
+    with _one_sentence(on_interrupt="the same command resumes it"), _reported(written, out) as told:
         from s2pairs.build import Request
         from s2pairs.build import build as run
 
@@ -123,15 +149,21 @@ def build(
             start=start.replace(tzinfo=UTC) if start else None,
             end=_day_after(end) if end else None,
             seed=seed,
+            choice=choice.value,
         )
         catalogue = _catalogue(source, request.bands)
+        if plan:
+            told.update(_planned(request, catalogue, workers))
+            typer.echo(f"nothing was built; the plan is in {written}")
+            return
         with _progress("shards") as progress:
-            report = run(request, catalogue, out, workers=workers, progress=progress)
+            made = run(request, catalogue, out, workers=workers, progress=progress)
+        told.update(made.as_json())
         typer.echo(
-            f"{report.path}: {report.patches} patches of {len(request.tiles)} tiles at "
-            f"{report.dates} dates in {report.shards} shards "
-            f"({report.already_built} stood already), {report.left_out} products left out"
-            + "".join(f"; {remark}" for remark in report.remarks)
+            f"{made.path}: {made.patches} patches of {len(request.tiles)} tiles at "
+            f"{made.dates} dates in {made.shards} shards "
+            f"({made.already_built} stood already), {made.left_out} products left out"
+            + "".join(f"; {remark}" for remark in made.remarks)
         )
 
 
@@ -188,6 +220,45 @@ def preview(
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
+def _planned(request: "Request", catalogue: "Catalogue", workers: int) -> dict[str, Any]:
+    """Print what a build would do; the same as JSON values."""
+    from s2pairs.build import choose
+    from s2pairs.build import plan as all_but_pixels
+    from s2pairs.cost import estimate, lines
+
+    listings = choose(request, catalogue)
+    found = estimate(listings, all_but_pixels(request, listings), catalogue, workers)
+    for line in lines(found):
+        typer.echo(line)
+    return found.as_json()
+
+
+@contextmanager
+def _reported(file: Path | None, out: Path) -> Iterator[dict[str, Any]]:
+    """Write what happened into `file`, however it ends; the caller fills in what was made."""
+    from s2pairs.cost import write_json
+
+    told: dict[str, Any] = {
+        "kind": "build",
+        "cube": str(out),
+        "outcome": "complete",
+        "exit_code": 0,
+    }
+    try:
+        yield told
+    except KeyboardInterrupt:
+        told.update(outcome="interrupted", exit_code=130)
+        raise
+    except BaseException as error:
+        about = {name: getattr(error, name, "") for name in ("tile", "product")}
+        told.update(outcome="failed", exit_code=2)
+        told["error"] = {"kind": type(error).__name__, "message": str(error), **about}
+        raise
+    finally:
+        if file is not None:
+            write_json(file, told)
 
 
 def _day_after(day: datetime) -> datetime:

@@ -2,7 +2,15 @@
 
 
 class S2PairsError(Exception):
-    """Base of every error that s2pairs raises on purpose; the CLI prints it and exits with 2."""
+    """Base of every error that s2pairs raises on purpose; the CLI prints it and exits with 2.
+
+    `tile` and `product` are those that it is about, for reports; the message names them too.
+    """
+
+    def __init__(self, message: str, *, tile: str = "", product: str = "") -> None:
+        super().__init__(message)
+        self.tile = tile
+        self.product = product
 
 
 class TileError(S2PairsError):

@@ -1,7 +1,8 @@
 """From the grids of tiles to patches: regions, patches, and a split by ground. Reads no pixel."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,12 +53,18 @@ class PatchTable:
 
 
 def choose_patches(
-    grids: Mapping[TileId, Grid], *, regions: int, region_size: int, seed: int
+    grids: Mapping[TileId, Grid],
+    *,
+    regions: int,
+    region_size: int,
+    seed: int,
+    usable: Mapping[TileId, Collection[int]] | None = None,
 ) -> PatchTable:
     """Patches of 64 x 64 pixels in up to `regions` regions a tile, split by ground.
 
     Regions of `region_size` pixels lie on a regular grid and never overlap; which of them is
-    drawn by `seed` and the tile's name alone, so another tile in the list changes nothing. Where
+    drawn by `seed` and the tile's name alone, so another tile in the list changes nothing. With
+    `usable`, numbers of regions by tile, the draw goes on until it has `regions` of these. Where
     tiles overlap, the ground belongs to the tile that stands first. No two patches of different
     splits are closer than `SPLIT_GAP_M`, edge to edge. A tile that has no region is an error; one
     whose ground all belongs to earlier tiles has no patch.
@@ -70,35 +77,41 @@ def choose_patches(
                 f"tile {tile} has {grid.height} x {grid.width} pixels, less than a region of "
                 f"{region_size}; try a smaller --region-size or leave the tile out"
             )
-    tables = [
-        _patches_of_tile(tile, grid, choose_regions(tile, grid, regions, region_size, seed))
-        for tile, grid in grids.items()
-    ]
+    tables = []
+    for tile, grid in grids.items():
+        drawn = draw_regions(tile, grid, region_size, seed)
+        wanted = [each for each in drawn if usable is None or each.number in usable[tile]]
+        tables.append(_patches_of_tile(tile, grid, in_order_of_blocks(wanted[:regions])))
     period = min(LONGEST_PERIOD_M, *(grid.width_m for grid in grids.values()))
     table = _without_ground_twice(_join(tables))
     return split_by_ground(table, period)
 
 
-def choose_regions(
-    tile: TileId, grid: Grid, count: int, size: int, seed: int
-) -> list[tuple[int, int, int, int]]:
-    """Up to `count` regions of a tile as (number, row, col, size).
+class Region(NamedTuple):
+    """A square of pixels: its number on the tile's grid of regions, its upper left pixel, side."""
 
-    They stand in the order of the blocks that images are coded in, so that what is read together
-    is decoded together.
-    """
+    number: int
+    row: int
+    col: int
+    size: int
+
+
+def draw_regions(tile: TileId, grid: Grid, size: int, seed: int) -> list[Region]:
+    """All regions of a tile, in the order in which `seed` and the tile's name draw them."""
     rows, columns = grid.height // size, grid.width // size
-    draw = np.random.default_rng([seed, *tile.name.encode()])
-    chosen = draw.permutation(rows * columns)[:count].tolist()
-    regions = [
-        (number, number // columns * size, number % columns * size, size) for number in chosen
-    ]
-    return sorted(regions, key=lambda each: (each[1] // _BLOCK_PX, each[2] // _BLOCK_PX, each[0]))
+    drawn = np.random.default_rng([seed, *tile.name.encode()]).permutation(rows * columns)
+    return [Region(n, n // columns * size, n % columns * size, size) for n in drawn.tolist()]
 
 
-def _patches_of_tile(
-    tile: TileId, grid: Grid, regions: Sequence[tuple[int, int, int, int]]
-) -> PatchTable:
+def in_order_of_blocks(regions: Sequence[Region]) -> list[Region]:
+    """Regions in the order of the blocks that images are coded in.
+
+    What is read together is then decoded together.
+    """
+    return sorted(regions, key=lambda each: (each.row // _BLOCK_PX, each.col // _BLOCK_PX, each))
+
+
+def _patches_of_tile(tile: TileId, grid: Grid, regions: Sequence[Region]) -> PatchTable:
     corners = [
         (number, row + down, col + right)
         for number, row, col, size in regions

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from s2pairs.errors import SourceError
+from s2pairs.errors import SceneError, SourceError
 from s2pairs.masks import Flags
 from s2pairs.tiles import PIXEL_SIZE_M, TileId
 
@@ -83,6 +83,12 @@ class Listing:
 
     scenes: tuple[Scene, ...]
     left_out: tuple[LeftOut, ...]
+    of_region: Mapping[int, tuple[Scene, ...]] = field(default_factory=dict)
+    """Scenes by number of region, where each was chosen for itself; else empty."""
+
+    def at(self, region: int) -> tuple[Scene, ...]:
+        """The scenes of a region, in order of time."""
+        return self.of_region[region] if self.of_region else self.scenes
 
 
 Rejected = list[tuple[Scene, str]]
@@ -118,6 +124,21 @@ class Catalogue(Protocol):
         ...
 
 
+T = TypeVar("T")
+
+
+def naming(scene: Scene, read: Callable[[], T]) -> T:
+    """What `read` returns; its errors name the scene's tile and product."""
+    try:
+        return read()
+    except SceneError as error:
+        raise SceneError(
+            f"tile {scene.tile}, product {scene.product}: {error}",
+            tile=scene.tile.name,
+            product=scene.product,
+        ) from error
+
+
 def choose_dates(
     tile: TileId,
     listing: Listing,
@@ -151,13 +172,85 @@ def choose_dates(
         left_out += [LeftOut(scene.product, reason) for scene, reason in rejected]
         candidates = _without(candidates, [scene for scene, _ in rejected])
     if len(candidates) < count:
-        raise SourceError(_too_few(tile, len(candidates), count, left_out))
+        raise SourceError(_too_few(tile, len(candidates), count, left_out), tile=tile.name)
     chosen = _nearest_to_regular_step(candidates, count, start, end)
     left_out += [
         LeftOut(scene.product, f"not among the {count} nearest to a regular step")
         for scene in _without(candidates, chosen)
     ]
     return Listing(tuple(chosen), tuple(sorted(left_out, key=lambda entry: entry.product)))
+
+
+def choose_dates_by_region(
+    tile: TileId,
+    listing: Listing,
+    regions: Sequence[int],
+    clear: Callable[[Scene], Sequence[float]],
+    *,
+    count: int,
+    max_cloud: float,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> Listing:
+    """As `choose_dates`, but of each region the scenes that are clear there.
+
+    `clear` gives, for each of `regions` (their numbers), the part of its pixels that a scene sees
+    without cloud or shadow, 0 to 1. A scene is for a region where at most `max_cloud` percent of
+    the region is not so, whatever the cloud of the whole product; of one day the clearest there,
+    then the newest version. So a region may take its dates from both parts of a split datatake.
+    Regions with fewer than `count` such days are not in the answer; a tile without any is a
+    `SourceError`.
+    """
+    one_level(listing.scenes)
+    left_out = list(listing.left_out)
+    candidates = list(listing.scenes)
+    for sieve in (_copies, lambda scenes: _outside_period(scenes, start, end)):
+        rejected = sieve(candidates)
+        left_out += [LeftOut(scene.product, reason) for scene, reason in rejected]
+        candidates = _without(candidates, [scene for scene, _ in rejected])
+    shares = {scene.product: np.asarray(clear(scene), dtype=np.float64) for scene in candidates}
+    days = {
+        number: _clearest_of_days(candidates, shares, index, 1 - max_cloud / 100)
+        for index, number in enumerate(regions)
+    }
+    of_region = {
+        number: tuple(_nearest_to_regular_step(usable, count, start, end))
+        for number, usable in days.items()
+        if len(usable) >= count
+    }
+    if not of_region:
+        most = max(map(len, days.values()), default=0)
+        raise SourceError(
+            _too_few(tile, most, count, left_out, "in its best region"), tile=tile.name
+        )
+    used = {scene.product for scenes in of_region.values() for scene in scenes}
+    left_out += [
+        LeftOut(
+            scene.product,
+            f"chosen for no region: at most {shares[scene.product].max():.0%} of one is clear",
+        )
+        for scene in candidates
+        if scene.product not in used
+    ]
+    chosen = sorted(
+        (scene for scene in candidates if scene.product in used), key=lambda each: each.acquired
+    )
+    by_name = sorted(left_out, key=lambda entry: entry.product)
+    return Listing(tuple(chosen), tuple(by_name), of_region)
+
+
+def _clearest_of_days(
+    scenes: Sequence[Scene],
+    shares: Mapping[str, npt.NDArray[np.float64]],
+    index: int,
+    least: float,
+) -> list[Scene]:
+    """Of each day the scene that is clearest in a region, of those with at least `least` clear."""
+    usable = [scene for scene in scenes if shares[scene.product][index] >= least - 1e-9]
+    return [
+        max(same, key=lambda scene: (round(shares[scene.product][index], 2), _version(scene)))
+        for same in _grouped(usable, lambda scene: f"{scene.acquired:%Y-%m-%d}")
+    ]
 
 
 def one_level(scenes: Iterable[Scene]) -> str:
@@ -273,9 +366,11 @@ def _nearest_to_regular_step(
     return [ordered[column] for column in sorted(columns)]
 
 
-def _too_few(tile: TileId, usable: int, count: int, left_out: Sequence[LeftOut]) -> str:
+def _too_few(
+    tile: TileId, usable: int, count: int, left_out: Sequence[LeftOut], where: str = ""
+) -> str:
     found = usable + len(left_out)
-    if not found:
+    if not found and not where:
         return f"tile {tile} has no product in the source; {count} dates are needed"
     reasons: dict[str, int] = {}
     for entry in left_out:
@@ -283,7 +378,8 @@ def _too_few(tile: TileId, usable: int, count: int, left_out: Sequence[LeftOut])
         reasons[reason] = reasons.get(reason, 0) + 1
     rejected = ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
     return (
-        f"tile {tile} has {usable} usable dates of the {count} needed: {found} products found, "
+        f"tile {tile} has {usable} usable dates{where and f' {where}'} of the {count} needed: "
+        f"{found} products found, "
         f"left out {rejected or 'none'}; "
         "try fewer --dates, a higher --max-cloud or a longer period"
     )

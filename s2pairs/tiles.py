@@ -81,8 +81,9 @@ def _square_corner(name: str) -> tuple[int, int]:
         raise TileError(f"{name} is not a tile of the grid: zone {zone} has columns {columns}")
     easting = (columns.index(column) + 1) * _SQUARE_M
     index = _ROWS.index(row) - (5 if zone % 2 == 0 else 0)
-    south = -80 + 8 * _BANDS_OF_LATITUDE.index(letter)
-    north = 84 if letter == "X" else south + 8
+    # The provider counts tiles beyond 80 degrees south, where the system ends, to band C.
+    south = -83 if letter == "C" else -80 + 8 * _BANDS_OF_LATITUDE.index(letter)
+    north = 84 if letter == "X" else -72 + 8 * _BANDS_OF_LATITUDE.index(letter)
     false_northing = 0 if letter >= "N" else _FALSE_NORTHING_SOUTH
     lowest = false_northing + south * _METRES_PER_DEGREE - _SQUARE_M - _SLACK_M
     northing = math.ceil((lowest - index * _SQUARE_M) / _CYCLE_M) * _CYCLE_M + index * _SQUARE_M

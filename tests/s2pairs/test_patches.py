@@ -2,12 +2,21 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rasterio.warp import transform
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from s2pairs.errors import S2PairsError
-from s2pairs.patches import PATCH_M, SPLITS, PatchTable, choose_patches, choose_regions
+from s2pairs.patches import (
+    PATCH_M,
+    SPLITS,
+    PatchTable,
+    choose_patches,
+    draw_regions,
+    in_order_of_blocks,
+)
 from s2pairs.scenes import Grid
 from s2pairs.tiles import TileId
 
@@ -27,7 +36,7 @@ def overlapping_regions(regions: list[tuple[int, int, int, int]]) -> int:
 
 def test_regions_never_overlap_and_stay_inside() -> None:
     ((tile, grid),) = grids("31TCJ", size=10980).items()
-    regions = choose_regions(tile, grid, 100, 512, seed=3)
+    regions = draw_regions(tile, grid, 512, seed=3)[:100]
     assert len(regions) == 100
     assert overlapping_regions(regions) == 0
     assert all(row + size <= 10980 and col + size <= 10980 for _, row, col, size in regions)
@@ -35,12 +44,13 @@ def test_regions_never_overlap_and_stay_inside() -> None:
 
 def test_a_seed_draws_the_same_regions_and_another_seed_others() -> None:
     ((tile, grid),) = grids("31TCJ", size=10980).items()
-    first = choose_regions(tile, grid, 100, 512, seed=3)
-    assert choose_regions(tile, grid, 100, 512, seed=3) == first
-    assert choose_regions(tile, grid, 100, 512, seed=4) != first
-    assert choose_regions(TileId.parse("31TDJ"), grid, 100, 512, seed=3) != first
-    # a larger draw contains the smaller one, so asking for more keeps what is there
-    assert set(first) < set(choose_regions(tile, grid, 150, 512, seed=3))
+    first = draw_regions(tile, grid, 512, seed=3)
+    assert draw_regions(tile, grid, 512, seed=3) == first
+    assert draw_regions(tile, grid, 512, seed=4) != first
+    assert draw_regions(TileId.parse("31TDJ"), grid, 512, seed=3) != first
+    assert {each.number for each in first} == set(range(441))
+    blocks = [(each.row // 1024, each.col // 1024) for each in in_order_of_blocks(first)]
+    assert blocks == sorted(blocks)
 
 
 def test_another_tile_far_away_changes_nothing() -> None:
@@ -178,3 +188,39 @@ def test_a_region_must_hold_whole_patches_and_fit() -> None:
     small = grids("31TCJ", size=1024) | grids("19KDQ", size=256)
     with pytest.raises(S2PairsError, match="tile 19KDQ has 256 x 256 pixels, less than a region"):
         choose_patches(small, regions=1, region_size=512, seed=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(64, 3000),
+    width=st.integers(64, 3000),
+    patches=st.integers(1, 8),
+    seed=st.integers(0, 2**31),
+)
+def test_regions_tile_the_grid_and_patches_tile_regions(
+    height: int, width: int, patches: int, seed: int
+) -> None:
+    tile, size = TileId.parse("19KDQ"), 64 * patches
+    grid = Grid(tile.epsg, *tile.upper_left(), height, width)
+    regions = draw_regions(tile, grid, size, seed)
+    assert len(regions) == (height // size) * (width // size)
+    count = np.zeros((height, width), dtype=np.uint8)
+    for _, row, col, side in regions:
+        count[row : row + side, col : col + side] += 1
+    whole = count[: height // size * size, : width // size * size]
+    assert (whole == 1).all()
+    assert count.sum() == whole.sum()
+
+
+def test_only_usable_regions_are_drawn_and_in_the_same_order() -> None:
+    tiles = grids("31TCJ", size=1024)
+    (tile,) = tiles
+    usable = {tile: {0, 3, 5, 6, 9, 12, 15}}
+    options = {"region_size": 256, "seed": 4}
+    table = choose_patches(tiles, regions=4, usable=usable, **options)
+    drawn = [each.number for each in draw_regions(tile, tiles[tile], 256, 4)]
+    expected = [number for number in drawn if number in usable[tile]][:4]
+    assert set(table.region.tolist()) <= set(expected)
+    more = choose_patches(tiles, regions=100, usable=usable, **options)
+    assert set(more.region.tolist()) <= usable[tile]
+    assert set(table.region.tolist()) <= set(more.region.tolist())

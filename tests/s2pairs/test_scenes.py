@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2pairs.errors import SourceError
-from s2pairs.scenes import Grid, Listing, Scene, choose_dates
+from s2pairs.scenes import Grid, Listing, Scene, choose_dates, choose_dates_by_region
 from s2pairs.tiles import TileId
 
 TILE = TileId.parse("31TCJ")
@@ -170,3 +170,66 @@ def test_too_few_dates_name_the_tile_and_count_the_reasons() -> None:
     assert "1 outside the period" in message
     with pytest.raises(SourceError, match="31TCJ has no product"):
         choose([], 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    days=st.lists(st.integers(0, 59), min_size=1, max_size=12),
+    shares=st.lists(
+        st.lists(st.sampled_from([0.0, 0.5, 0.97, 0.985, 1.0]), min_size=3, max_size=3),
+        min_size=12,
+        max_size=12,
+    ),
+    count=st.integers(1, 3),
+)
+def test_each_region_takes_the_days_that_are_clear_there(
+    days: list[int], shares: list[list[float]], count: int
+) -> None:
+    """Limits, one scene a day and the regular step, against brute force in each region alone."""
+    scenes = [
+        scene(day, product=f"P{number:02}", cloud_cover=80.0, datatake=f"D{number}")
+        for number, day in enumerate(days)
+    ]
+    of_product = {each.product: shares[number] for number, each in enumerate(scenes)}
+    period = {"start": START, "end": START + timedelta(60)}
+    limits = {"count": count, "max_cloud": 2.0, **period}
+    usable = {
+        region: {days[n] for n in range(len(days)) if shares[n][region] >= 0.98}
+        for region in range(3)
+    }
+    enough = {region for region, found in usable.items() if len(found) >= count}
+    listing_of = Listing(tuple(scenes), ())
+
+    def choose_() -> Listing:
+        return choose_dates_by_region(
+            TILE,
+            listing_of,
+            [0, 1, 2],
+            lambda each: of_product[each.product],
+            **limits,  # type: ignore[arg-type]
+        )
+
+    if not enough:
+        with pytest.raises(SourceError, match=r"31TCJ has \d usable dates in its best region"):
+            choose_()
+        return
+    listing = choose_()
+    assert set(listing.of_region) == enough
+    middles = [(index + 0.5) * 60 / count for index in range(count)]
+    for region, chosen in listing.of_region.items():
+        taken = [(each.acquired - START).days for each in chosen]
+        assert taken == sorted(set(taken))
+        assert all(of_product[each.product][region] >= 0.98 for each in chosen)
+        for each in chosen:  # the clearest of its day
+            same = [s for s in scenes if s.acquired == each.acquired]
+            best = max(of_product[s.product][region] for s in same)
+            assert best - of_product[each.product][region] <= 0.01
+        costs = [
+            sum(abs(day - middle) for day, middle in zip(sorted(some), middles, strict=True))
+            for some in combinations(usable[region], count)
+        ]
+        cost = sum(abs(day - middle) for day, middle in zip(taken, middles, strict=True))
+        assert cost == pytest.approx(min(costs))
+    used = {each.product for chosen in listing.of_region.values() for each in chosen}
+    assert {each.product for each in listing.scenes} == used
+    assert {entry.product for entry in listing.left_out} == set(of_product) - used

