@@ -298,10 +298,13 @@ class Artifact:
             encoded: Encoded = encoder(images)
             return encoded
 
-    def representation_digest(self) -> str:
-        """SHA-256 of what makes the shared representation; heads and names do not count."""
+    def representation_digest(self, representation: str = "shared") -> str:
+        """SHA-256 of what makes a representation; heads and names do not count."""
+        encoder: nn.Module = self.networks.encoder
+        if representation == "exclusive" and self.networks.exclusive_encoder is not None:
+            encoder = self.networks.exclusive_encoder
         digest = hashlib.sha256(self.spec.normalisation.model_dump_json().encode())
-        for name, tensor in sorted(self.networks.encoder.state_dict().items()):
+        for name, tensor in sorted(encoder.state_dict().items()):
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 

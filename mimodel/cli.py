@@ -1,4 +1,4 @@
-"""The command `mimodel`: train, probe, leakage, reproduce, data, info."""
+"""The command `mimodel`: train, probe, embed, leakage, reproduce, data, info."""
 
 import os
 import sys
@@ -21,7 +21,13 @@ app = typer.Typer(
 )
 
 _SECONDS_BETWEEN_LINES = 15
-_EXTRAS = {"mujoco": "shapes3d", "h5py": "shapes3d", "openTSNE": "tsne"}
+_EXTRAS = {
+    "distributed": "cluster",
+    "faiss": "service",
+    "mujoco": "shapes3d",
+    "h5py": "shapes3d",
+    "openTSNE": "tsne",
+}
 """Extras other than "train", by the packages that they bring."""
 
 
@@ -243,6 +249,45 @@ def reproduce(
         typer.echo(f"{page}: the report")
 
 
+@app.command(
+    epilog="Example: mimodel embed --cube cube.zarr --artifact runs/shared/artifact --out index"
+)
+def embed(
+    cube: Annotated[Path, typer.Option(help="Cube whose patches are embedded, at all dates.")],
+    artifact: Annotated[Path, typer.Option(help="Folder of an artifact.")],
+    out: Annotated[Path, typer.Option(help="Folder for the index, or the one to go on with.")],
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tcp://HOST:PORT",
+            help="Dask scheduler whose workers do it; they see the folders by the same paths.",
+        ),
+    ] = None,
+) -> None:
+    """Embed every patch of a cube at every date, as an index that the service searches in.
+
+    Ctrl-C stops; the same command goes on. What is finished is checked and kept.
+    """
+    with _one_sentence(interrupted="interrupted; the same command goes on"):
+        _alone()
+        from mimodel.embed import embed_cube
+
+        with _progress(out.name, "patch") as report:
+            made = embed_cube(
+                artifact,
+                cube,
+                out,
+                scheduler=scheduler,
+                progress=lambda done, total: report(done, total, {}),
+            )
+        size = sum(file.bytes for file in made.files.values())
+        names = " and ".join(made.representations)
+        typer.echo(
+            f"{out}: {names} of {made.patches} patches at {made.dates} dates by {made.artifact}, "
+            f"{size / 1e6:.1f} MB; crossmi-service --artifact {artifact} --index {out} searches it"
+        )
+
+
 @app.command(epilog="Example: mimodel data mnist --to mnist")
 def data(
     name: Annotated[DataName, typer.Argument(help="Which data set.")],
@@ -278,8 +323,8 @@ def _alone() -> None:
 
 
 @contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Errors meant for the user become a sentence and exit code 2."""
+def _one_sentence(interrupted: str = "interrupted") -> Iterator[None]:
+    """Errors meant for the user become a sentence and exit code 2, Ctrl-C exit code 130."""
     try:
         yield
     except MimodelError as error:
@@ -294,15 +339,17 @@ def _one_sentence() -> Iterator[None]:
         typer.echo(f"mimodel: {error.filename or 'the system'}: {error.strerror}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("mimodel: interrupted", err=True)
+        typer.echo(f"mimodel: {interrupted}", err=True)
         raise typer.Exit(130) from None
 
 
 @contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
+def _progress(
+    name: str, unit: str = "step"
+) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
     """A bar on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty() or "RANK" in os.environ:
-        yield _plain_lines(name)
+        yield _plain_lines(name, unit)
         return
     from rich.console import Console
     from rich.progress import (
@@ -327,7 +374,7 @@ def _progress(name: str) -> Iterator[Callable[[int, int, Mapping[str, float]], N
         )
 
 
-def _plain_lines(name: str) -> Callable[[int, int, Mapping[str, float]], None]:
+def _plain_lines(name: str, unit: str = "step") -> Callable[[int, int, Mapping[str, float]], None]:
     from mimodel.parallel import is_first
 
     printed = time.monotonic()
@@ -337,7 +384,7 @@ def _plain_lines(name: str) -> Callable[[int, int, Mapping[str, float]], None]:
         due = step == total or time.monotonic() - printed > _SECONDS_BETWEEN_LINES
         if due and is_first():
             printed = time.monotonic()
-            typer.echo(f"{name}: step {step} of {total} {_loss(figures)}", err=True)
+            typer.echo(f"{name}: {unit} {step} of {total} {_loss(figures)}", err=True)
 
     return report
 

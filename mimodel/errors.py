@@ -21,5 +21,9 @@ class ArtifactError(MimodelError):
     """An artifact is missing, damaged, or of another schema."""
 
 
+class PatchIndexError(MimodelError):
+    """An index of patches is missing, damaged, or of another model."""
+
+
 class InputError(MimodelError):
     """Pixels given to an artifact do not fit it: bands missing, wrong shape, wrong values."""

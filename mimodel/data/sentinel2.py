@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,43 @@ def labelled_cube(
         split=np.asarray(cube.split)[place],
         classes=tuple(classes[value] for value in present),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Mosaic:
+    """A square of neighbouring patches of one tile at one date."""
+
+    stored: Stored
+    """(band, H, W), the bands of the cube."""
+    places: tuple[int, ...]
+    """The patches, row after row."""
+    date: int
+
+
+def mosaic(cube: Cube, side: int = 4) -> Mosaic | None:
+    """The largest gapless square, up to `side` x `side` patches, of ground without no-data.
+
+    At the date at which most patches are whole; None where none is.
+    """
+    index = {
+        (str(tile), int(row), int(col)): place
+        for place, (tile, row, col) in enumerate(zip(cube.tile, cube.row, cube.col, strict=True))
+    }
+    whole_at = np.asarray(cube.valid_fraction) == 1
+    date = int(whole_at.sum(0).argmax())
+    whole = whole_at[:, date]
+    for extent in range(side, 0, -1):
+        steps = [(64 * down, 64 * right) for down in range(extent) for right in range(extent)]
+        for tile, row, col in index:
+            places = [index.get((tile, row + down, col + right), -1) for down, right in steps]
+            if min(places) >= 0 and whole[places].all():
+                grid = cube.read_pairs(places, [date] * len(places), [date] * len(places))[0]
+                lines = grid.reshape(extent, extent, *grid.shape[1:])
+                stored = np.concatenate(
+                    [np.concatenate(list(line), axis=2) for line in lines], axis=1
+                )
+                return Mosaic(stored, tuple(places), date)
+    return None
 
 
 def band_indices(cube: Cube, bands: Sequence[str]) -> list[int]:

@@ -24,16 +24,18 @@ def _mimodel(*arguments: str) -> Result:
 
 def test_importing_mimodel_needs_neither_rasters_nor_training_extras() -> None:
     heavy = ("rasterio", "sentinelhub", "torchgeo", "xarray", "zarr", "sklearn", "matplotlib")
-    code = (
-        f"import sys, mimodel.artifact, mimodel.similarity; print(set(sys.modules) & set({heavy}))"
-    )
+    heavy += ("s2pairs", "mimodel.data", "faiss", "PIL")
+    modules = "mimodel.artifact, mimodel.similarity, mimodel.index"
+    code = f"import sys, {modules}; print(set(sys.modules) & set({heavy}))"
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
     assert answer.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("command", ["train", "probe", "leakage", "reproduce", "data", "info"])
+@pytest.mark.parametrize(
+    "command", ["train", "probe", "embed", "leakage", "reproduce", "data", "info"]
+)
 def test_each_command_has_help_with_an_example(command: str) -> None:
     answer = _mimodel(command, "--help")
     assert answer.exit_code == 0
