@@ -133,7 +133,7 @@ def test_impossible_requests_are_refused_before_anything_is_written(tmp_path: Pa
 
 def test_products_and_truth_lie_on_the_grid_of_the_tile(made: Simulation) -> None:
     left, top = TILE.upper_left()
-    images = [path for product in made.products for path in product.rglob("*.jp2")]
+    images = [path for product in made.products for path in product.rglob("IMG_DATA/*.jp2")]
     assert len(images) == 8 * 2
     for path in (*images, *made.truth):
         with rasterio.open(path) as image:
