@@ -12,7 +12,8 @@ import rasterio
 import xarray
 
 from s2pairs.build import Request, build
-from s2pairs.cube import Cube, check, open_cube
+from s2pairs.checking import check
+from s2pairs.cube import Cube, open_cube
 from s2pairs.simulate import simulate
 from s2pairs.sources.safe import SafeCatalogue
 from s2pairs.tiles import TileId

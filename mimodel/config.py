@@ -28,13 +28,19 @@ class CubeConfig(_Model):
     """Pairs of dates from a Sentinel-2 cube made by `s2pairs build`."""
 
     name: Literal["sentinel2"]
-    cube: Path
+    cube: Path | str
+    """A path, or a URL such as s3://bucket/cube.zarr."""
     bands: tuple[str, ...] | None = None
     """Bands by name, in the network's order; none named: all of the cube's."""
     min_valid: Annotated[float, Field(ge=0, le=1)] = 0.95
     """A date of a place counts from this fraction of valid pixels on. Ours."""
     memory_gb: Annotated[float, Field(ge=0)] = 6.0
     """A training split up to this size is held in memory; a larger one is read batch by batch."""
+    device: str | None = None
+    """Hold the whole split on this torch device instead, such as cuda, and make batches there."""
+    min_clear: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """And from this fraction of pixels on that are neither cloud nor shadow, as far as the source
+    knew. Ours."""
     turn: bool = False
     """See each pair in one of eight orientations, both dates alike. Ours: an encoder soon knows few
     places by heart, and what a place is does not depend on north."""
@@ -46,7 +52,9 @@ class CubeConfig(_Model):
             self.cube,
             bands=self.bands,
             min_valid=self.min_valid,
+            min_clear=self.min_clear,
             memory_gb=self.memory_gb,
+            device=self.device,
             turn=self.turn,
             seed=seed,
             normalisation=normalisation,
@@ -308,6 +316,8 @@ class TrainingConfig(_Model):
     """Finish after this time in the loop, however many iterations that was; the artifact says how
     many. For demonstrations: what comes out depends on the machine."""
     batch_size: Annotated[int, Field(ge=2)] = 64
+    readers: Annotated[int, Field(ge=1)] = 1
+    """Threads that make batches while the step before is computed; one batch each waits."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     decay: Literal["none", "cosine"] = "none"
     """cosine lets the learning rate fall to nothing over the run (over `minutes`, where these end

@@ -132,7 +132,7 @@ def _loop(
     steps = range(run.step, run.step if run.over else settings.iterations)
     own = rows(settings.batch_size)
     with MetricsFile(folder, run.step, writes=is_first()) as metrics, _stop_signals() as stop:
-        for batch in prefetched(source, steps, settings.batch_size, own):
+        for batch in prefetched(source, steps, settings.batch_size, own, readers=settings.readers):
             run.advance(batch)
             over = run.over  # by the first process's clock, so the same in all
             if run.step % settings.log_every == 0 or over:

@@ -1,50 +1,35 @@
-"""The straight line: tiles, scenes, patches, cube. One task fills a few whole shards."""
+"""The straight line: tiles, scenes, patches, cube."""
 
-import fcntl
-import os
-import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from s2pairs import cube as cubes
 from s2pairs import ledger
-from s2pairs.bands import stored_from_dn
 from s2pairs.clearness import clear_shares
 from s2pairs.errors import CubeError, S2PairsError, SceneError, SourceError
-from s2pairs.masks import Flags, complete
-from s2pairs.patches import PATCH_PX, SPLITS, PatchTable, Region, choose_patches, draw_regions
+from s2pairs.filling import Fill, Scenes, fill, tasks
+from s2pairs.lock import held
+from s2pairs.patches import SPLITS, PatchTable, Region, choose_patches, draw_regions
 from s2pairs.plan import Plan
+from s2pairs.running import Progress, Scheduler, Threads, Workers, run_all
 from s2pairs.scenes import (
     Catalogue,
     Grid,
     Listing,
-    PixelWindow,
     Scene,
     choose_dates,
     choose_dates_by_region,
     naming,
     one_level,
 )
-from s2pairs.shards import Pixels, Values
+from s2pairs.storage import Place, store_at
 from s2pairs.tiles import TileId
-
-TASK_BYTES = 100 * 2**20
-"""Pixels that one task holds in memory; with 4 bands and 12 dates, 4 shards."""
-
-Progress = Callable[[int, int], None]
-"""Called with the shards done and the shards in all."""
-
 
 Choice = Literal["tile", "region"]
 
@@ -69,6 +54,17 @@ class Request:
         if self.start and self.end and self.end <= self.start:
             raise S2PairsError(f"the period ends before it starts: {self.start} to {self.end}")
 
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> "Request":
+        """The request whose `parameters` these are; further ones are passed over."""
+        values = {name: parameters[name] for name in cls.__annotations__ if name in parameters}
+        for name in ("start", "end"):
+            if values.get(name):
+                values[name] = datetime.fromisoformat(values[name])
+        values["tiles"] = tuple(map(TileId.parse, values["tiles"]))
+        values["bands"] = tuple(values["bands"])
+        return cls(**values)
+
     def parameters(self) -> dict[str, Any]:
         """As JSON values."""
         values: dict[str, Any] = dict(vars(self))
@@ -84,7 +80,7 @@ class Request:
 class Report:
     """What a build made."""
 
-    path: Path
+    path: Place
     patches: int
     dates: int
     shards: int
@@ -103,47 +99,23 @@ class Report:
 def build(
     request: Request,
     catalogue: Catalogue,
-    out: Path,
+    out: Place,
     *,
-    workers: int,
+    workers: int | Workers,
     progress: Progress,
 ) -> Report:
-    """Make or go on making the cube at `out`.
+    """Make or go on making the cube at `out`, with so many threads or with other workers.
 
     The same request and products give the same bytes, however often the build was interrupted.
     Shards that stand are checked and kept. `SourceError` if a tile has too few dates, `CubeError`
     if `out` is something else or another build holds it, `SceneError` if a product breaks while
     it is read.
     """
-    with _lock(out):
+    with held(out):
         listings = choose(request, catalogue)
         planned = plan(request, listings)
-        scenes = {
-            (tile.name, scene.product): scene
-            for tile, listing in listings.items()
-            for scene in listing.scenes
-        }
-        if out.exists():
-            cubes.same_plan(out, planned)
-        else:
-            cubes.create(out, planned)
-
-        def fill(task: range) -> int:
-            missing = [shard for shard in task if not ledger.is_built(out, shard)]
-            parts = _read_shards(planned, missing, scenes, catalogue)
-            for shard, (pixels, masks) in zip(missing, parts, strict=True):
-                ledger.write_shard(out, shard, planned.layout, pixels, masks)
-            return len(task) - len(missing)
-
-        try:
-            stood = _run(fill, _tasks(planned), workers, progress)
-        except SceneError as error:
-            raise SceneError(
-                f"{error}; replace that product and run the same command again, or remove both it "
-                f"and {out} and build anew",
-                tile=error.tile,
-                product=error.product,
-            ) from error
+        todo = tasks(store_at(out), planned, scenes_of(listings), catalogue)
+        stood = make(out, planned, todo, workers, progress)
     return Report(
         path=out,
         patches=len(planned.table),
@@ -155,6 +127,50 @@ def build(
         left_out_because=tuple(planned.attributes["products_left_out"]),
         remarks=_remarks(request, planned.table),
     )
+
+
+def make(
+    out: Place, planned: Plan, todo: Sequence[Fill], workers: int | Workers, progress: Progress
+) -> int:
+    """Create the cube or go on with it; returns how many shards stood. The caller holds it."""
+    store = store_at(out)
+    if store.exists():
+        cubes.same_plan(out, planned)
+    else:
+        cubes.create(out, planned)
+    store.sweep()
+    runner = Threads(workers) if isinstance(workers, int) else workers
+    try:
+        stood = sum(run_all(fill, todo, runner, progress))
+    except SceneError as error:
+        raise SceneError(
+            f"{error}; replace that product and run the same command again, or remove both it "
+            f"and {out} and build anew",
+            tile=error.tile,
+            product=error.product,
+        ) from error
+    if isinstance(runner, Scheduler):
+        _check_seen(out, planned.shards)
+    return stood
+
+
+def _check_seen(out: Place, shards: int) -> None:
+    rows = ledger.recorded_digests(store_at(out), range(shards))
+    if not all(map(any, rows)):
+        raise CubeError(
+            f"the cluster's workers are done, and {sum(map(any, rows))} of {shards} shards "
+            f"are at {out}: they see another place by that name. Use a path that all machines "
+            "share, or a URL such as s3://bucket/cube.zarr"
+        )
+
+
+def scenes_of(listings: Mapping[TileId, Listing]) -> Scenes:
+    """The chosen scenes by tile and product."""
+    return {
+        (tile.name, scene.product): scene
+        for tile, listing in listings.items()
+        for scene in listing.scenes
+    }
 
 
 def _remarks(request: Request, table: PatchTable) -> tuple[str, ...]:
@@ -217,6 +233,11 @@ def plan(request: Request, listings: Mapping[TileId, Listing]) -> Plan:
         if request.choice == "region"
         else None,
     )
+    return plan_of_table(request, listings, table)
+
+
+def plan_of_table(request: Request, listings: Mapping[TileId, Listing], table: PatchTable) -> Plan:
+    """The plan of these patches, at the dates of their tiles or regions."""
     by_name = {tile.name: listing for tile, listing in listings.items()}
     places = zip(table.tile.tolist(), table.region.tolist(), strict=True)
     scenes = [by_name[tile].at(region) for tile, region in places]
@@ -263,140 +284,3 @@ def _attributes(listings: Mapping[TileId, Listing]) -> dict[str, Any]:
         ],
         "notice": "; ".join(notices),
     }
-
-
-def _tasks(plan: Plan) -> list[range]:
-    """Runs of shards that are read together: one decoding of an image's block serves them all."""
-    shard = plan.layout.patches * plan.layout.dates * plan.layout.chunk_bytes
-    together = max(1, TASK_BYTES // shard)
-    return [
-        range(first, min(first + together, plan.shards))
-        for first in range(0, plan.shards, together)
-    ]
-
-
-def _run(
-    fill: Callable[[range], int], tasks: Sequence[range], workers: int, progress: Progress
-) -> int:
-    """The sum of `fill(task)` over the tasks, scheduled by dask, reporting as each one ends.
-
-    Returns or raises, on Ctrl-C too, when no task runs any more: the caller then gives up the lock.
-    """
-    import dask.threaded
-
-    total = sum(map(len, tasks))
-    done = 0
-    counting = threading.Lock()
-    progress(0, total)
-
-    def reported(task: range) -> int:
-        nonlocal done
-        result = fill(task)
-        with counting:
-            done += len(task)
-            progress(done, total)
-        return result
-
-    graph = {f"shards-{task.start}": (reported, task) for task in tasks}
-    # dask leaves the tasks of its own threads running when one fails; leaving this pool waits.
-    with ThreadPoolExecutor(workers) as pool:
-        return sum(dask.threaded.get(graph, list(graph), pool=pool))
-
-
-def _read_shards(
-    plan: Plan, shards: Sequence[int], scenes: Mapping[tuple[str, str], Scene], catalogue: Catalogue
-) -> list[tuple[Pixels, Flags]]:
-    """Stored values (patch, date, band, 64, 64) and masks (patch, date, 64, 64) of each shard.
-
-    `scenes` are by tile and product.
-    """
-    size = plan.layout.patches
-    rows = [np.arange(s * size, min((s + 1) * size, len(plan.table))) for s in shards]
-    if not rows:
-        return []
-    chosen = np.concatenate(rows)
-    table = plan.table.take(chosen)
-    pixels = np.empty((len(table), plan.layout.dates, *plan.layout.chunk), dtype=np.uint16)
-    masks = np.empty((len(table), plan.layout.dates, *plan.layout.of_masks.chunk), dtype=np.uint8)
-    for (tile, product), places in _by_scene(table, plan.product[chosen]).items():
-        scene = scenes[tile, product]
-        windows = [_bounds(table, patches) for patches, _ in places]
-        for band, name in enumerate(plan.bands):
-            read = naming(scene, partial(catalogue.read, scene, name, windows))
-            offset = scene.add_offset[name]
-            for (patches, date), window, dn in zip(places, windows, read, strict=True):
-                stored = stored_from_dn(dn, offset, scene.quantification)
-                pixels[patches, date, band] = _cut(stored, window, table, patches)
-        known = naming(scene, partial(catalogue.masks, scene, windows))
-        for index, ((patches, date), window) in enumerate(zip(places, windows, strict=True)):
-            said = None if known is None else _cut(known[index], window, table, patches)
-            masks[patches, date] = complete(said, pixels[patches, date], plan.bands)
-    ends = np.cumsum([len(each) for each in rows])[:-1]
-    return list(zip(np.split(pixels, ends), np.split(masks, ends), strict=True))
-
-
-def _by_scene(
-    table: PatchTable, products: npt.NDArray[np.str_]
-) -> dict[tuple[str, str], list[tuple[list[int], int]]]:
-    """By tile and product, what is read of it: the rows of a region's patches, and their date."""
-    regions: dict[tuple[str, int], list[int]] = {}
-    keys = zip(table.tile.tolist(), table.region.tolist(), strict=True)
-    for row, key in enumerate(keys):
-        regions.setdefault(key, []).append(row)
-    places: dict[tuple[str, str], list[tuple[list[int], int]]] = {}
-    for (tile, _), rows in regions.items():
-        for date, product in enumerate(products[rows[0]].tolist()):
-            places.setdefault((tile, product), []).append((rows, date))
-    return places
-
-
-def _bounds(table: PatchTable, rows: Sequence[int]) -> PixelWindow:
-    """The smallest window that holds these patches."""
-    top, left = int(table.row[rows].min()), int(table.col[rows].min())
-    bottom, right = int(table.row[rows].max()) + PATCH_PX, int(table.col[rows].max()) + PATCH_PX
-    return PixelWindow(top, left, bottom - top, right - left)
-
-
-def _cut(values: Values, window: PixelWindow, table: PatchTable, rows: Sequence[int]) -> Values:
-    """The patches (n, 64, 64) of these rows out of the values of a window."""
-    corners = zip(table.row[rows] - window.row, table.col[rows] - window.col, strict=True)
-    return np.stack([values[r : r + PATCH_PX, c : c + PATCH_PX] for r, c in corners])
-
-
-def _opened(path: Path) -> TextIO:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a+")
-    except OSError as error:
-        raise CubeError(
-            f"cannot write {path}: {error.strerror}; --out must lie in a folder that can be written"
-        ) from error
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Hold the cube for this process; `CubeError` that names the holder if another has it.
-
-    The lock is the operating system's, on a file beside the cube, and dies with its holder: a
-    file that a killed build left behind stops nobody.
-    """
-    if out.name in ("", ".."):
-        raise CubeError(f"{out} names no folder to make; give a path such as {out / 'cube.zarr'}")
-    path = out.with_name(f"{out.name}.lock")
-    with _opened(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise CubeError(f"{out} is being built by {holder}; wait for it or stop it") from None
-        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            # the holder before has just finished and removed the file that was opened here
-            raise CubeError(f"another build of {out} has just ended; try again")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink()

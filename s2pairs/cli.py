@@ -1,4 +1,4 @@
-"""The command `s2pairs`: simulate, build, info, check, preview."""
+"""The command `s2pairs`: simulate, build, append, merge, info, check, preview, export."""
 
 import os
 import sys
@@ -17,6 +17,8 @@ from s2pairs.tiles import read_tiles
 
 if TYPE_CHECKING:
     from s2pairs.build import Request
+    from s2pairs.growing import Grown
+    from s2pairs.running import Workers
     from s2pairs.scenes import Catalogue
 
 app = typer.Typer(
@@ -37,10 +39,27 @@ class Choice(StrEnum):
 _DEFAULT_BANDS = ",".join(DEFAULT_BANDS)
 _PROCESSORS = os.cpu_count() or 1
 
-CubePath = Annotated[Path, typer.Argument(metavar="CUBE", help="Folder of a cube, cube.zarr.")]
+CubePath = Annotated[
+    str, typer.Argument(metavar="CUBE", help="A cube: cube.zarr, s3://bucket/cube.zarr.")
+]
+CubeOut = Annotated[
+    str, typer.Option(help="The cube to make, or to go on making: a path or a URL (s3://).")
+]
+Source = Annotated[str, typer.Option(help="Where products are: safe:DIR.")]
 Tiles = Annotated[Path, typer.Option(help="Text file with one tile id a line, such as 31TCJ.")]
 Bands = Annotated[str, typer.Option(help="Bands by name, in the order of the cube.")]
 Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="As 2016-01-31.")]
+
+WorkerCount = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes of a Dask cluster on this machine; without it, threads of this process.",
+    ),
+]
+SchedulerAddress = Annotated[
+    str | None, typer.Option(help="Another Dask cluster instead, such as tcp://10.0.0.1:8786.")
+]
 
 RequiredDay = Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="As 2016-01-31.")]
 
@@ -52,6 +71,10 @@ _BUILD_EXAMPLE = (
     "Example: s2pairs build --tiles configs/tiles/sanchez2019.txt --source safe:products "
     "--out cube.zarr --start 2016-01-01 --end 2018-12-31"
 )
+
+_APPEND_EXAMPLE = "Example: s2pairs append cube.zarr --tiles more.txt --source safe:products"
+_EXTRAS = {"distributed": "cluster", "s3fs": "s3"}
+"""Where a package comes from, if not from the extra of the command."""
 
 
 @app.command(epilog=_SIMULATE_EXAMPLE)
@@ -102,8 +125,8 @@ def simulate(
 def build(
     *,
     tiles: Tiles,
-    source: Annotated[str, typer.Option(help="Where products are: safe:DIR.")],
-    out: Annotated[Path, typer.Option(help="The cube to make, or to go on making.")],
+    source: Source,
+    out: CubeOut,
     dates: Annotated[int, typer.Option(min=1, help="Dates a tile, regular in time.")] = 12,
     max_cloud: Annotated[float, typer.Option(help="Most cloud of a product, percent.")] = 2.0,
     regions: Annotated[int, typer.Option(min=1, help="Most regions a tile.")] = 100,
@@ -112,7 +135,8 @@ def build(
     end: Day = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws the regions.")] = 0,
     bands: Bands = _DEFAULT_BANDS,
-    workers: Annotated[int, typer.Option(min=1, help="Threads.")] = _PROCESSORS,
+    workers: WorkerCount = None,
+    scheduler: SchedulerAddress = None,
     choice: Annotated[
         Choice,
         typer.Option(
@@ -134,7 +158,7 @@ def build(
     The days --start and --end both belong to the period. An interrupted build resumes with the
     same command.
     """
-    written = report or (out.with_name(f"{out.name}.plan.json") if plan and out.name else None)
+    written = report or (_beside(out) if plan else None)
     with _one_sentence(on_interrupt="the same command resumes it"), _reported(written, out) as told:
         from s2pairs.build import Request
         from s2pairs.build import build as run
@@ -153,11 +177,17 @@ def build(
         )
         catalogue = _catalogue(source, request.bands)
         if plan:
-            told.update(_planned(request, catalogue, workers))
+            told.update(_planned(request, catalogue, workers or _PROCESSORS))
             typer.echo(f"nothing was built; the plan is in {written}")
             return
         with _progress("shards") as progress:
-            made = run(request, catalogue, out, workers=workers, progress=progress)
+            made = run(
+                request,
+                catalogue,
+                out,
+                workers=_workers(workers, scheduler),
+                progress=progress,
+            )
         told.update(made.as_json())
         typer.echo(
             f"{made.path}: {made.patches} patches of {len(request.tiles)} tiles at "
@@ -167,16 +197,109 @@ def build(
         )
 
 
+def _beside(out: str) -> Path:
+    """Where the plan of a cube goes: beside it, or here if it is to lie in object storage."""
+    return Path(f"{out.rstrip('/').rpartition('/')[2] if '://' in out else out}.plan.json")
+
+
+@app.command(epilog=_APPEND_EXAMPLE)
+def append(
+    cube: CubePath,
+    *,
+    source: Source,
+    tiles: Annotated[Path | None, typer.Option(help="Further tiles, one id a line.")] = None,
+    dates: Annotated[int | None, typer.Option(min=1, help="So many further dates.")] = None,
+    start: Day = None,
+    end: Day = None,
+    out: Annotated[
+        str | None, typer.Option(help="Where the new cube shall be; the cube itself if unset.")
+    ] = None,
+    workers: WorkerCount = None,
+    scheduler: SchedulerAddress = None,
+) -> None:
+    """Add tiles, or dates of the tiles it has, to a cube, chosen as its own were.
+
+    The old cube stands until the new one is whole. An interrupted command resumes.
+    """
+    with _one_sentence(on_interrupt="the cube is as it was; the same command resumes"):
+        from s2pairs.cube import open_any
+        from s2pairs.growing import append_dates, append_tiles
+
+        if (tiles is None) == (dates is None):
+            raise S2PairsError("expected --tiles or --dates, one of them; for both run it twice")
+        if tiles and (start or end):
+            raise S2PairsError(
+                "--start and --end go with --dates; tiles take the cube's own period"
+            )
+        catalogue = _catalogue(source, open_any(cube).bands)
+        runner = _workers(workers, scheduler)
+        with _progress("shards") as progress:
+            grown = (
+                append_tiles(
+                    cube,
+                    read_tiles(tiles),
+                    catalogue,
+                    out or cube,
+                    workers=runner,
+                    progress=progress,
+                )
+                if tiles
+                else append_dates(
+                    cube,
+                    dates or 0,
+                    start.replace(tzinfo=UTC) if start else None,
+                    _day_after(end) if end else None,
+                    catalogue,
+                    out or cube,
+                    workers=runner,
+                    progress=progress,
+                )
+            )
+        typer.echo(_told(grown, "patches" if tiles else "dates"))
+
+
+@app.command(epilog="Example: s2pairs merge north.zarr south.zarr --out both.zarr")
+def merge(
+    cubes: Annotated[list[str], typer.Argument(metavar="CUBE...", help="Two cubes or more.")],
+    *,
+    out: CubeOut,
+    workers: WorkerCount = None,
+    scheduler: SchedulerAddress = None,
+) -> None:
+    """Join cubes of the same bands, level and number of dates; ground in two counts once."""
+    with _one_sentence(on_interrupt="the same command resumes it"):
+        from s2pairs.growing import merge as run
+
+        if len(cubes) < 2:
+            raise S2PairsError("expected two cubes or more to merge")
+        with _progress("shards") as progress:
+            grown = run(cubes, out, workers=_workers(workers, scheduler), progress=progress)
+        typer.echo(_told(grown, "patches"))
+
+
+def _told(grown: "Grown", what: str) -> str:
+    if not grown.added:
+        return f"{grown.path}: nothing to add, all of it is there"
+    left_out = (
+        f", {grown.left_out} left out whose ground or split is taken" if grown.left_out else ""
+    )
+    return (
+        f"{grown.path}: {grown.added} {what} more{left_out}; now {grown.patches} patches at "
+        f"{grown.dates} dates in {grown.shards} shards"
+    )
+
+
 @app.command(epilog="Example: s2pairs info cube.zarr")
 def info(cube: CubePath) -> None:
-    """Describe a cube: tiles, dates, splits, bands, valid pixels, size."""
+    """Describe a cube: tiles, dates, splits, bands, valid pixels, shifts, size."""
     with _one_sentence():
         from rich.console import Console
         from rich.table import Table
 
-        from s2pairs.cube import describe, open_cube
+        from s2pairs.cube import open_cube
+        from s2pairs.summary import describe
 
-        table = Table(show_header=False, title=str(cube))
+        table = Table(show_header=False, title=cube)
         table.add_column()
         table.add_column(overflow="fold")
         for name, value in describe(open_cube(cube)).items():
@@ -185,20 +308,55 @@ def info(cube: CubePath) -> None:
 
 
 @app.command(epilog="Example: s2pairs check cube.zarr")
-def check(cube: CubePath) -> None:
+def check(
+    cube: CubePath,
+    repair: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Mend it: rebuild from here what is missing or broken."
+        ),
+    ] = None,
+    workers: WorkerCount = None,
+    scheduler: SchedulerAddress = None,
+) -> None:
     """Read a whole cube and compare it with its ledger; exit code 2 if anything differs."""
-    with _one_sentence():
-        from s2pairs.cube import check as verify
+    with _one_sentence(on_interrupt="what is mended stays; the same command goes on"):
+        if repair is not None:
+            _repair(cube, repair, _workers(workers, scheduler))
+        else:
+            _check(cube)
 
-        damages = []
-        with _progress("parts") as progress:
-            for damage, done, total in verify(cube):
-                progress(done, total)
-                damages += [damage] if damage else []
-        if damages:
-            listed = "\n".join(f"  {damage}" for damage in damages)
-            raise CubeError(f"{cube} is damaged in {len(damages)} places:\n{listed}")
-        typer.echo(f"{cube}: all {total} parts are as they were built")
+
+def _check(cube: str) -> None:
+    from s2pairs.checking import check as verify
+
+    damages = []
+    with _progress("parts") as progress:
+        for damage, done, total in verify(cube):
+            progress(done, total)
+            damages += [damage] if damage else []
+    if damages:
+        listed = "\n".join(f"  {damage}" for damage in damages)
+        raise CubeError(f"{cube} is damaged in {len(damages)} places:\n{listed}")
+    typer.echo(f"{cube}: all {total} parts are as they were built")
+
+
+def _repair(cube: str, source: str, workers: "int | Workers") -> None:
+    from s2pairs.checking import repair as mend
+
+    with _progress("shards") as progress:
+        done = mend(
+            cube,
+            lambda bands: _catalogue(source, bands),
+            workers=workers,
+            progress=progress,
+        )
+    mended = [f"put back {what}" for what in done.put_back]
+    mended += [f"rebuilt {done.rebuilt} of {done.shards} shards"] if done.rebuilt else []
+    typer.echo(f"{cube}: {'; '.join(mended) or 'nothing was damaged'}")
+    if done.remaining:
+        listed = "\n".join(f"  {reason}" for reason in done.remaining)
+        raise CubeError(f"{len(done.remaining)} shards could not be mended:\n{listed}")
 
 
 @app.command(epilog="Example: s2pairs preview cube.zarr --out dates.png")
@@ -208,13 +366,29 @@ def preview(
     patches: Annotated[int, typer.Option(min=1, help="How many places.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Draws the places.")] = 0,
 ) -> None:
-    """Draw a few patches, their dates side by side in true colour."""
+    """Draw a contact sheet: a few patches, their dates side by side in true colour."""
     with _one_sentence():
         from s2pairs.cube import open_cube
         from s2pairs.preview import draw_dates
 
         drawn = draw_dates(open_cube(cube), out, count=patches, seed=seed)
         typer.echo(f"{out}: {drawn} patches")
+
+
+@app.command(epilog="Example: s2pairs export cube.zarr --out index")
+def export(
+    cube: CubePath, out: Annotated[Path, typer.Option(help="Folder to write into.")]
+) -> None:
+    """Write the index of a cube as GeoParquet, and its products as a STAC collection."""
+    with _one_sentence(extra="export"):
+        from s2pairs.cube import open_cube
+        from s2pairs.export import export as run
+
+        done = run(open_cube(cube), out)
+        typer.echo(
+            f"{done.folder}: {done.patches} patches, {done.looks} looks, {done.items} products in "
+            "stac/collection.json"
+        )
 
 
 def main() -> None:
@@ -236,13 +410,13 @@ def _planned(request: "Request", catalogue: "Catalogue", workers: int) -> dict[s
 
 
 @contextmanager
-def _reported(file: Path | None, out: Path) -> Iterator[dict[str, Any]]:
+def _reported(file: Path | None, out: str) -> Iterator[dict[str, Any]]:
     """Write what happened into `file`, however it ends; the caller fills in what was made."""
     from s2pairs.cost import write_json
 
     told: dict[str, Any] = {
         "kind": "build",
-        "cube": str(out),
+        "cube": out,
         "outcome": "complete",
         "exit_code": 0,
     }
@@ -269,6 +443,23 @@ def _day_after(day: datetime) -> datetime:
     return day.replace(tzinfo=UTC) + timedelta(days=1)
 
 
+def _workers(count: int | None, address: str | None) -> "int | Workers":
+    """Threads of this process, processes of this machine, or a cluster elsewhere."""
+    from s2pairs.running import Processes, Scheduler
+
+    if count and address:
+        raise S2PairsError("expected --workers or --scheduler, not both")
+
+    def announce(line: str) -> None:
+        typer.echo(line, err=True)
+
+    if address:
+        return Scheduler(address, announce)
+    if count and count > 1:
+        return Processes(count, announce)
+    return count or _PROCESSORS
+
+
 def _catalogue(source: str, bands: tuple[str, ...]) -> "Catalogue":
     from s2pairs.sources.safe import SafeCatalogue
 
@@ -279,7 +470,7 @@ def _catalogue(source: str, bands: tuple[str, ...]) -> "Catalogue":
 
 
 @contextmanager
-def _one_sentence(on_interrupt: str = "nothing was changed") -> Iterator[None]:
+def _one_sentence(on_interrupt: str = "nothing was changed", extra: str = "cube") -> Iterator[None]:
     """Errors meant for the user become a sentence and exit code 2, Ctrl-C exit code 130."""
     try:
         yield
@@ -291,9 +482,10 @@ def _one_sentence(on_interrupt: str = "nothing was changed") -> Iterator[None]:
         raise typer.Exit(2) from None
     except ModuleNotFoundError as error:
         needed = (error.name or "").partition(".")[0]
+        extra = _EXTRAS.get(needed, extra)
         if needed == "s2pairs":
             raise
-        typer.echo(f"s2pairs: {needed} is missing; run pip install 'crossmi[cube]'", err=True)
+        typer.echo(f"s2pairs: {needed} is missing; run pip install 'crossmi[{extra}]'", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo(f"s2pairs: interrupted; {on_interrupt}", err=True)

@@ -83,7 +83,7 @@ def choose_patches(
         wanted = [each for each in drawn if usable is None or each.number in usable[tile]]
         tables.append(_patches_of_tile(tile, grid, in_order_of_blocks(wanted[:regions])))
     period = min(LONGEST_PERIOD_M, *(grid.width_m for grid in grids.values()))
-    table = _without_ground_twice(_join(tables))
+    table = _without_ground_twice(join_tables(tables))
     return split_by_ground(table, period)
 
 
@@ -132,7 +132,7 @@ def _patches_of_tile(tile: TileId, grid: Grid, regions: Sequence[Region]) -> Pat
     )
 
 
-def _join(tables: Sequence[PatchTable]) -> PatchTable:
+def join_tables(tables: Sequence[PatchTable]) -> PatchTable:
     columns = [vars(table) for table in tables]
     return PatchTable(**{name: np.concatenate([c[name] for c in columns]) for name in columns[0]})
 
@@ -175,16 +175,33 @@ def split_by_ground(table: PatchTable, period_m: float) -> PatchTable:
     return PatchTable(**columns).take(keep)
 
 
-def _near(points: npt.NDArray[np.float64], others: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Which points (n, 3) have one of `others` nearer than the gap."""
+def without_conflicts(table: PatchTable, before: PatchTable) -> npt.NDArray[np.bool_]:
+    """Which patches of `table` can stand beside those of `before`.
+
+    Not one that may overlap any of these, nor one that is too near to one of another split.
+    """
+    points, others = _on_the_globe(table), _on_the_globe(before)
+    joint = np.concatenate([points, others])
+    behind = np.arange(len(joint)) >= len(points)
+    keep = ~_near(joint, behind, _DIAGONAL_M)[: len(points)]
+    for split in SPLITS:
+        elsewhere = behind & np.concatenate([np.zeros(len(points), bool), before.split != split])
+        keep &= ~((table.split == split) & _near(joint, elsewhere)[: len(points)])
+    return keep
+
+
+def _near(
+    points: npt.NDArray[np.float64],
+    others: npt.NDArray[np.bool_],
+    distance: float = _GAP_BETWEEN_CENTRES_M,
+) -> npt.NDArray[np.bool_]:
+    """Which points (n, 3) have one of `others` nearer than `distance`, by default the gap."""
     from scipy.spatial import cKDTree
 
     if not others.any():
         return np.zeros(len(points), dtype=bool)
-    nearest, _ = cKDTree(points[others]).query(
-        points, distance_upper_bound=2 * _GAP_BETWEEN_CENTRES_M
-    )
-    return np.asarray(nearest < _GAP_BETWEEN_CENTRES_M)
+    nearest, _ = cKDTree(points[others]).query(points, distance_upper_bound=2 * distance)
+    return np.asarray(nearest < distance)
 
 
 def _on_the_globe(table: PatchTable) -> npt.NDArray[np.float64]:

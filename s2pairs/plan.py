@@ -19,8 +19,6 @@ FORMAT = "s2pairs cube"
 FORMAT_VERSION = 2
 SHARD_PATCHES = 64
 DIGEST_BYTES = 32
-FILES = ("reflectance", "mask", "valid_fraction", "clear_fraction")
-"""The arrays that have one file a shard, in the order of their digests in the ledger."""
 
 COORDINATES = {
     "tile": "MGRS tile",
@@ -34,6 +32,39 @@ COORDINATES = {
     "acquired": "sensing start of the datatake, UTC",
     "product": "name of the product",
 }
+MEASURES: dict[str, dict[str, str]] = {
+    "valid_fraction": {
+        "long_name": "part of the patch's pixels that has data in every band",
+        "units": "1",
+    },
+    "clear_fraction": {
+        "long_name": "part of the pixels with data in every band that is neither cloud nor "
+        "cirrus nor cloud shadow, as far as is known",
+        "units": "1",
+    },
+    "dy": {
+        "long_name": "how far south the ground lies compared with the first clear date, by phase "
+        "correlation",
+        "units": "pixel",
+    },
+    "dx": {
+        "long_name": "how far east the ground lies compared with the first clear date, by phase "
+        "correlation",
+        "units": "pixel",
+    },
+    "saturated_fraction": {
+        "long_name": "part of the pixels with data that is saturated in any band",
+        "units": "1",
+    },
+    "dark_fraction": {
+        "long_name": "part of the pixels with data whose brightest band is below 0.05",
+        "units": "1",
+    },
+}
+"""What is told of each patch at each date, one array each."""
+FILES = ("reflectance", "mask", *MEASURES)
+"""The arrays that have one file a shard, in the order of their digests in the ledger."""
+
 _UNITS = {"x": "m", "y": "m", "acquired": "milliseconds since 1970-01-01"}
 
 
@@ -107,7 +138,7 @@ def plan_arrays(plan: Plan) -> list[Array]:
                 "scale_factor": SCALE,
                 "add_offset": OFFSET,
                 "_FillValue": STORED_NO_DATA,
-                "coordinates": " ".join([*COORDINATES, "valid_fraction", "clear_fraction"]),
+                "coordinates": " ".join([*COORDINATES, *MEASURES]),
                 "ancillary_variables": "mask",
             },
             None,
@@ -121,29 +152,13 @@ def plan_arrays(plan: Plan) -> list[Array]:
                 "long_name": "what is known of each pixel",
                 "flag_masks": [1 << bit for bit in range(len(MEANINGS))],
                 "flag_meanings": " ".join(MEANINGS),
-                "coordinates": " ".join([*COORDINATES, "valid_fraction", "clear_fraction"]),
+                "coordinates": " ".join([*COORDINATES, *MEASURES]),
             },
             None,
         ),
-        Array(
-            "valid_fraction",
-            "float32",
-            (patches, dates),
-            ("patch", "date"),
-            {"long_name": "part of the patch's pixels that has data in every band", "units": "1"},
-            None,
-        ),
-        Array(
-            "clear_fraction",
-            "float32",
-            (patches, dates),
-            ("patch", "date"),
-            {
-                "long_name": "part of the pixels with data in every band that is neither cloud nor "
-                "cirrus nor cloud shadow, as far as is known",
-                "units": "1",
-            },
-            None,
+        *(
+            Array(name, "float32", (patches, dates), ("patch", "date"), dict(attributes), None)
+            for name, attributes in MEASURES.items()
         ),
         Array(
             "shard_sha256",

@@ -10,10 +10,8 @@ stand in order; behind them the index, for each chunk its offset and size (uint6
 and a CRC-32C of the index. Places beyond the last patch are marked empty.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import google_crc32c
@@ -22,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from s2pairs.errors import CubeError
+from s2pairs.storage import Store
 
 COMPRESSOR: Literal["lz4"] = "lz4"
 COMPRESSION_LEVEL = 5
@@ -78,30 +77,31 @@ def encode(values: Values, layout: ShardLayout) -> bytes:
     return b"".join([*parts, with_crc(index.tobytes())])
 
 
-def read_index(path: Path, layout: ShardLayout) -> Index:
+def read_index(store: Store, key: str, layout: ShardLayout) -> Index:
     """Offset and size (patch, date, 2) of each chunk of a shard; `CubeError` if it is damaged."""
-    with path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - layout.index_bytes))
-        data = file.read()
-    raw = without_crc(data, path) if len(data) == layout.index_bytes else None
-    if raw is None:
-        raise CubeError(f"{path} is cut short; s2pairs check says how to mend it")
+    data = store.read_end(key, layout.index_bytes)
+    if len(data) < layout.index_bytes:
+        raise CubeError(f"{store.path(key)} is cut short; s2pairs check says how to mend it")
+    raw = without_crc(data, store.path(key))
     return np.frombuffer(raw, dtype="<u8").reshape(layout.patches, layout.dates, 2)
 
 
 def read_chunks(
-    path: Path, index: Index, layout: ShardLayout, places: Iterable[tuple[int, int]]
+    store: Store, key: str, index: Index, layout: ShardLayout, places: Iterable[tuple[int, int]]
 ) -> Iterator[Values]:
     """Decode the chunks of a shard at these (patch, date)."""
     codec = numcodecs.Blosc()
-    with path.open("rb") as file:
-        descriptor = file.fileno()
-        for patch, date in places:
-            offset, size = (int(each) for each in index[patch, date])
-            if offset == _EMPTY:
-                raise CubeError(f"{path} has no patch {patch}; s2pairs check says how to mend it")
-            encoded = without_crc(os.pread(descriptor, size, offset), path)
-            yield np.frombuffer(codec.decode(encoded), layout.dtype).reshape(layout.chunk)
+    parts = []
+    for patch, date in places:
+        offset, size = (int(each) for each in index[patch, date])
+        if offset == _EMPTY:
+            raise CubeError(
+                f"{store.path(key)} has no patch {patch}; s2pairs check says how to mend it"
+            )
+        parts.append((offset, size))
+    for encoded in store.read_parts(key, parts):
+        body = without_crc(encoded, store.path(key))
+        yield np.frombuffer(codec.decode(body), layout.dtype).reshape(layout.chunk)
 
 
 def with_crc(data: bytes) -> bytes:
@@ -109,7 +109,7 @@ def with_crc(data: bytes) -> bytes:
     return data + int(google_crc32c.value(data)).to_bytes(_CRC, "little")
 
 
-def without_crc(data: bytes, path: Path) -> bytes:
+def without_crc(data: bytes, path: str) -> bytes:
     """The inverse of `with_crc`; `CubeError` that names `path` where they do not agree."""
     body, crc = data[:-_CRC], data[-_CRC:]
     # an empty file would pass: the CRC of nothing is 0

@@ -3,14 +3,17 @@
 import shutil
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from s2pairs.bands import band
+from s2pairs.bands import BANDS, band
+from s2pairs.masks import Flags
 from s2pairs.safe_writer import L1CProduct, usual_offsets, write_l1c
+from s2pairs.scenes import Grid, Listing, PixelWindow, Scene
 from s2pairs.tiles import TileId
 
 RGBN = ("B04", "B03", "B02", "B08")
@@ -118,3 +121,50 @@ def as_l2a(folder: Path, target: Path, product: L1CProduct, classes: npt.NDArray
     ) as file:
         file.write(classes, 1)
     return made
+
+
+@dataclass(frozen=True)
+class Places:
+    """A source without files: its products' pixels are `dn_of_place`, of 10 m bands. It can be
+    sent to other processes."""
+
+    products: tuple[L1CProduct, ...]
+
+    def scenes(self, tile: TileId) -> Listing:
+        return Listing(tuple(map(scene_of, filter(lambda p: p.tile == tile, self.products))), ())
+
+    def read(
+        self, scene: Scene, band: str, windows: Sequence[PixelWindow]
+    ) -> list[npt.NDArray[np.uint16]]:
+        (product,) = (p for p in self.products if scene_of(p).product == scene.product)
+        dn = dn_of_place(product, band)
+        return [dn[w.row : w.row + w.height, w.col : w.col + w.width] for w in windows]
+
+    def masks(self, scene: Scene, windows: Sequence[PixelWindow]) -> list[Flags] | None:
+        """A strip of cloud that is further down at each day of the month."""
+        top = scene.acquired.day
+        masks = []
+        for window in windows:
+            mask = np.zeros((window.height, window.width), dtype=np.uint8)
+            mask[top : top + 5] = 4
+            masks.append(mask)
+        return masks
+
+
+def scene_of(product: L1CProduct) -> Scene:
+    """What a source says of a product."""
+    return Scene(
+        product=product.name.removesuffix(".SAFE"),
+        tile=product.tile,
+        level="L1C",
+        acquired=product.acquired,
+        generated=product.generated,
+        datatake=product.name[:26],
+        baseline=product.baseline,
+        cloud_cover=product.cloud_cover,
+        quantification=10_000,
+        add_offset={each.name: product.add_offset.get(each.name, 0) for each in BANDS},
+        grid=Grid(product.tile.epsg, *product.tile.upper_left(), product.height, product.width),
+        assets={},
+        simulated=True,
+    )

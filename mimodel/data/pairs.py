@@ -1,7 +1,8 @@
 """What training and probing ask of a data set: batches of pairs by step, and labelled patches."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -65,17 +66,22 @@ def turned(
 
 
 def prefetched(
-    source: PairSource, steps: range, size: int, rows: slice = slice(None)
+    source: PairSource, steps: range, size: int, rows: slice = slice(None), *, readers: int = 1
 ) -> Iterator[PairBatch]:
-    """The batches of `steps` in order, each made in a thread while the one before is used."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairs") as pool:
-        upcoming = None
-        for step in steps:
-            current = upcoming or pool.submit(source.batch, step, size, rows)
-            upcoming = None
-            if step + 1 in steps:
-                upcoming = pool.submit(source.batch, step + 1, size, rows)
-            yield current.result()
+    """The batches of `steps` in order, made by `readers` threads while earlier ones are used.
+
+    Each is a function of its step, so the number of readers changes nothing. At most `readers`
+    batches wait or are being made beside the one in use.
+    """
+    with ThreadPoolExecutor(max_workers=readers, thread_name_prefix="pairs") as pool:
+        upcoming: deque[Future[PairBatch]] = deque()
+        try:
+            for step in steps:
+                ahead = range(step + len(upcoming), min(step + readers + 1, steps.stop))
+                upcoming += [pool.submit(source.batch, each, size, rows) for each in ahead]
+                yield upcoming.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mimodel.data.holding import InMemory, Looks, OnDevice, OnDisk, Places
 from mimodel.data.pairs import ORIENTATIONS, LabelledPatches, PairBatch, turned
 from mimodel.errors import DataError
 from mimodel.normalisation import Normalisation
-from s2pairs.bands import reflectance_from_stored
+from s2pairs.bands import OFFSET, SCALE, STORED_NO_DATA, reflectance_from_stored
 from s2pairs.cube import Cube, open_cube
 from s2pairs.errors import S2PairsError
 
@@ -33,15 +33,16 @@ def reading_a_cube() -> Iterator[None]:
         raise DataError(str(error)) from error
 
 
-def read_cube(path: Path) -> Cube:
+def read_cube(path: Path | str) -> Cube:
     """`s2pairs.cube.open_cube`, with its errors as this package's."""
     with reading_a_cube():
         return open_cube(path)
 
 
-def usable_dates(cube: Cube, min_valid: float) -> npt.NDArray[np.bool_]:
-    """(patch, date): enough valid pixels to be seen."""
-    return np.asarray(cube.valid_fraction) >= min_valid
+def usable_dates(cube: Cube, min_valid: float, min_clear: float = 0.0) -> npt.NDArray[np.bool_]:
+    """(patch, date): enough pixels with data, and enough that are neither cloud nor shadow."""
+    valid = np.asarray(cube.valid_fraction) >= min_valid
+    return valid & (np.asarray(cube.clear_fraction) >= min_clear) if min_clear else valid
 
 
 class CubePairs:
@@ -50,22 +51,26 @@ class CubePairs:
     Places are drawn without repetition inside a batch, because the same place twice would be a
     negative that is none; the two dates of a place are drawn uniformly from its usable ones. With
     `turn`, a pair is seen in one of eight orientations, both dates in the same.
+
+    A split of up to `memory_gb` is held in memory, a larger one is read batch by batch; with
+    `device` it is held there, whatever its size. All three give the same pairs.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         *,
         bands: Sequence[str] | None,
         min_valid: float,
         memory_gb: float,
         seed: int,
+        min_clear: float = 0.0,
+        device: str | None = None,
         turn: bool = False,
         split: str = "train",
         normalisation: Normalisation | None = None,
     ) -> None:
         self.cube = read_cube(path)
-        self._given = normalisation
         self.bands = tuple(bands or (normalisation.bands if normalisation else self.cube.bands))
         if normalisation and self.bands != normalisation.bands:
             raise DataError(
@@ -75,33 +80,23 @@ class CubePairs:
         self._band_index = band_indices(self.cube, self.bands)
         self._seed = seed
         self._turn = turn
-        usable = usable_dates(self.cube, min_valid)
+        usable = usable_dates(self.cube, min_valid, min_clear)
         in_split = np.asarray(self.cube.split) == split
         self.places = np.flatnonzero(in_split & (usable.sum(1) >= 2))
         if len(self.places) < 2:
             raise DataError(
                 f"{path} has {len(self.places)} places of the {split} split with two dates of at "
-                f"least {min_valid:.0%} valid pixels; build more tiles or regions, or lower "
-                "data.min_valid"
+                f"least {min_valid:.0%} valid and {min_clear:.0%} clear pixels; build more tiles "
+                "or regions, or lower data.min_valid or data.min_clear"
             )
         self._dates = [np.flatnonzero(usable[place]) for place in self.places]
-        self._memory = self._load(memory_gb)
+        whole = self._read_whole() if device or self._gigabytes <= memory_gb else None
+        self.normalisation = normalisation or self._fit(whole)
+        self._looks = self._held(whole, device)
 
     @property
     def image_size(self) -> tuple[int, int]:
         return 64, 64
-
-    @cached_property
-    def normalisation(self) -> Normalisation:
-        """As given, else fitted on all dates of up to 1,024 places of this split."""
-        if self._given:
-            return self._given
-        rng = np.random.default_rng([self._seed, 0])
-        count = min(_NORMALISATION_PATCHES, len(self.places))
-        chosen = np.sort(rng.choice(len(self.places), count, replace=False))
-        stored = self._stored(chosen)
-        patches = stored.reshape(-1, *stored.shape[2:])
-        return Normalisation.fit(self.bands, reflectance_from_stored(patches))
 
     @property
     def description(self) -> dict[str, str]:
@@ -125,40 +120,58 @@ class CubePairs:
         dates = np.stack([rng.choice(self._dates[place], 2, replace=False) for place in chosen])
         turns = rng.integers(ORIENTATIONS, size=size) if self._turn else np.zeros(size, np.int64)
         chosen, dates, turns = chosen[rows], dates[rows], turns[rows]
-        if self._memory is not None:
-            x, y = (self._memory[chosen, dates[:, side]] for side in (0, 1))
-        else:
-            with reading_a_cube():
-                sides = self.cube.read_pairs(self.places[chosen], dates[:, 0], dates[:, 1])
-            x, y = (side[:, self._band_index] for side in sides)
-        pair = self._tensor(x), self._tensor(y)
+        # both dates at once: one visit to each shard, one transfer of indices
+        both = self._looks.take(np.tile(chosen, 2), dates.T.ravel())
         if self._turn:
-            way = torch.from_numpy(turns)
-            pair = turned(pair[0], way), turned(pair[1], way)
-        return PairBatch(*pair)
+            both = turned(both, torch.from_numpy(np.tile(turns, 2)).to(both.device))
+        return PairBatch(*both.chunk(2))
 
-    def _tensor(self, stored: Stored) -> torch.Tensor:
-        return torch.from_numpy(self.normalisation(reflectance_from_stored(stored)))
+    @property
+    def _gigabytes(self) -> float:
+        return len(self.places) * self.cube.dates * len(self.bands) * 64 * 64 * 2 / 1e9
 
-    def _load(self, memory_gb: float) -> Stored | None:
-        """The whole split as stored values (place, date, band, row, col) if it fits, else None."""
-        gigabytes = len(self.places) * self.cube.dates * len(self.bands) * 64 * 64 * 2 / 1e9
-        if gigabytes > memory_gb:
-            return None
-        memory = np.empty(
-            (len(self.places), self.cube.dates, len(self.bands), 64, 64), dtype=np.uint16
-        )
+    def _read_whole(self) -> Stored:
+        """The whole split as stored values (place, date, band, row, col)."""
+        shape = (len(self.places), self.cube.dates, len(self.bands), 64, 64)
+        stored = np.empty(shape, dtype=np.uint16)
         for start in range(0, len(self.places), _READ_PATCHES):
-            part = self.places[start : start + _READ_PATCHES]
-            with reading_a_cube():
-                memory[start : start + len(part)] = self.cube.read(part)[:, :, self._band_index]
-        return memory
+            part = slice(start, start + _READ_PATCHES)
+            stored[part] = self._read_places(self.places[part])
+        return stored
 
-    def _stored(self, chosen: npt.NDArray[np.int64]) -> Stored:
-        if self._memory is not None:
-            return self._memory[chosen]
+    def _read_places(self, places: npt.NDArray[np.intp]) -> Stored:
         with reading_a_cube():
-            return self.cube.read(self.places[chosen])[:, :, self._band_index]
+            return self.cube.read(places)[:, :, self._band_index]
+
+    def _read_looks(self, place: Places, date: Places) -> Stored:
+        with reading_a_cube():
+            return self.cube.read_looks(self.places[place], date)[:, self._band_index]
+
+    def _fit(self, whole: Stored | None) -> Normalisation:
+        """Fitted on all dates of up to 1,024 places of this split."""
+        rng = np.random.default_rng([self._seed, 0])
+        count = min(_NORMALISATION_PATCHES, len(self.places))
+        chosen = np.sort(rng.choice(len(self.places), count, replace=False))
+        stored = self._read_places(self.places[chosen]) if whole is None else whole[chosen]
+        patches = stored.reshape(-1, *stored.shape[2:])
+        return Normalisation.fit(self.bands, reflectance_from_stored(patches))
+
+    def _held(self, whole: Stored | None, device: str | None) -> Looks:
+        def standardise(stored: Stored) -> npt.NDArray[np.float32]:
+            return self.normalisation(reflectance_from_stored(stored))
+
+        if whole is None:
+            return OnDisk(self._read_looks, standardise)
+        if device is None:
+            return InMemory(whole, standardise)
+        mean, std = (np.array(each) for each in (self.normalisation.mean, self.normalisation.std))
+        return OnDevice(
+            whole,
+            device,
+            factor=(SCALE / std).astype(np.float32),
+            offset=((OFFSET - mean) / std).astype(np.float32),
+            no_data=STORED_NO_DATA,
+        )
 
 
 def labelled_cube(

@@ -22,7 +22,8 @@ from rasterio.windows import from_bounds
 
 from s2pairs.bands import BANDS, band, reflectance_from_stored
 from s2pairs.build import Report, Request, build
-from s2pairs.cube import Cube, check, open_cube
+from s2pairs.checking import check
+from s2pairs.cube import Cube, open_cube
 from s2pairs.errors import CubeError, SceneError, SourceError
 from s2pairs.ledger import is_built
 from s2pairs.patches import SPLITS, draw_regions
@@ -256,7 +257,7 @@ MANY = request(tiles=(TILE, TileId.parse("19KDQ")), regions=64)
 def command(folder: Path, name: str, *more: str) -> list[str]:
     words = "build --dates 2 --regions 64 --region-size 128 --bands B04 --workers 1"
     # one shard a task, so that there is a middle to stop in
-    program = "from s2pairs import build, cli; build.TASK_BYTES = 1; cli.main()"
+    program = "from s2pairs import cli, filling; filling.TASK_BYTES = 1; cli.main()"
     return [
         *(sys.executable, "-c", program, *words.split()),
         *("--tiles", str(folder / "tiles.txt"), "--source", f"safe:{folder / 'products'}"),
@@ -322,7 +323,7 @@ class FailsWhileAnotherReads(SafeCatalogue):
 def test_a_failed_build_unlocks_when_its_last_task_has_ended(
     many: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s2pairs.build.TASK_BYTES", 1)
+    monkeypatch.setattr("s2pairs.filling.TASK_BYTES", 1)
     catalogue = FailsWhileAnotherReads(many / "products", MANY.bands)
     path = many / "failed.zarr"
     with pytest.raises(SceneError, match="on purpose; replace that product"):

@@ -11,7 +11,7 @@ from s2pairs.cli import _progress, app
 from s2pairs.cube import open_cube
 from tests.worlds import RGBN, l1c, write_places
 
-COMMANDS = ["simulate", "build", "info", "check", "preview"]
+COMMANDS = ["simulate", "build", "append", "merge", "info", "check", "preview", "export"]
 
 
 def run(*words: str | Path) -> Result:
@@ -160,9 +160,42 @@ def test_a_missing_shard(world: Path) -> None:
     assert "shard 0: the file" in refused_check(world / "missing.zarr")
 
 
+def test_repair_says_what_it_mended(world: Path) -> None:
+    assert build(world, "mended.zarr").exit_code == 0
+    path, source = world / "mended.zarr", f"safe:{world / 'products'}"
+    assert "nothing was damaged" in run("check", path, "--repair", source).stdout
+    (path / "reflectance" / "c.0.0.0.0.0").unlink()
+    (path / "x" / "c" / "0").unlink()
+    result = run("check", path, "--repair", source)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "put back coordinates and attributes, from their copy; rebuilt 1 of 1 shards" in said
+    assert run("check", path).exit_code == 0
+
+
+def test_growing_and_exporting(cube: Path, world: Path, tmp_path: Path) -> None:
+    source = ("--source", f"safe:{world / 'products'}")
+    result = run("append", cube, "--tiles", world / "tiles.txt", *source)
+    assert (result.exit_code, "nothing to add" in result.stdout) == (0, True)
+    assert "expected --tiles or --dates" in refused("append", cube, *source)
+    both = ("--workers", "2", "--scheduler", "tcp://127.0.0.1:1")
+    assert "not both" in refused("merge", cube, cube, "--out", tmp_path / "m.zarr", *both)
+    assert "two cubes or more" in refused("merge", cube, "--out", tmp_path / "m.zarr")
+    result = run("merge", cube, cube, "--out", tmp_path / "m.zarr")
+    assert result.exit_code == 0, result.output
+    assert open_cube(tmp_path / "m.zarr").patches == 32
+    pytest.importorskip("geopandas")
+    result = run("export", cube, "--out", tmp_path / "index")
+    assert result.exit_code == 0, result.output
+    assert "32 patches, 64 looks, 2 products" in " ".join(result.stdout.split())
+
+
 def test_wrong_paths_and_lists(world: Path, tmp_path: Path) -> None:
     assert "is not a cube" in refused("info", tmp_path / "none.zarr")
     assert "is not a cube" in refused("check", tmp_path)
+    nowhere = ("--repair", f"safe:{world / 'products'}")
+    assert "is not a cube" in refused("check", tmp_path, *nowhere)
+    assert "is not a cube" in refused("check", tmp_path / "none.zarr", *nowhere)
     assert "is not a cube" in refused("preview", tmp_path, "--out", tmp_path / "p.png")
     empty = tmp_path / "empty.txt"
     empty.write_text("# nothing yet\n")

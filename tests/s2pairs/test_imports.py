@@ -15,7 +15,7 @@ CONTRACTS: list[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_t
 @pytest.mark.parametrize(
     ("contract", "package", "exempt"),
     [
-        ("only cube.py knows zarr", "s2pairs", "s2pairs.cube"),
+        ("only group.py knows zarr", "s2pairs", "s2pairs.group"),
         (
             "only the Sentinel-2 adapter of mimodel reads cubes",
             "mimodel",
