@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from s2pairs.bands import DEFAULT_BANDS, parse_bands
-from s2pairs.errors import CubeError, S2PairsError, SourceError
+from s2pairs.errors import CubeError, S2PairsError
+from s2pairs.sources import EXPECTED, open_source
 from s2pairs.tiles import read_tiles
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ CubePath = Annotated[
 CubeOut = Annotated[
     str, typer.Option(help="The cube to make, or to go on making: a path or a URL (s3://).")
 ]
-Source = Annotated[str, typer.Option(help="Where products are: safe:DIR.")]
+Source = Annotated[str, typer.Option(help=f"Where scenes are: {EXPECTED}. See docs/sources.md.")]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option(help="Also read from this host, name[:port] or s3://bucket, as often as needed."),
+]
 Tiles = Annotated[Path, typer.Option(help="Text file with one tile id a line, such as 31TCJ.")]
 Bands = Annotated[str, typer.Option(help="Bands by name, in the order of the cube.")]
 Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="As 2016-01-31.")]
@@ -73,7 +78,11 @@ _BUILD_EXAMPLE = (
 )
 
 _APPEND_EXAMPLE = "Example: s2pairs append cube.zarr --tiles more.txt --source safe:products"
-_EXTRAS = {"distributed": "cluster", "s3fs": "s3"}
+_EXTRAS = {
+    "distributed": "cluster",
+    "s3fs": "s3",
+    **dict.fromkeys(("pystac_client", "requests", "sentinelhub", "urllib3"), "sources"),
+}
 """Where a package comes from, if not from the extra of the command."""
 
 
@@ -152,6 +161,7 @@ def build(
         Path | None,
         typer.Option(help="JSON for scripts: what happened, or with --plan what would."),
     ] = None,
+    allow_host: Hosts = None,
 ) -> None:
     """Make a cube from products: choose dates, cut regions into patches, write them.
 
@@ -162,6 +172,7 @@ def build(
     with _one_sentence(on_interrupt="the same command resumes it"), _reported(written, out) as told:
         from s2pairs.build import Request
         from s2pairs.build import build as run
+        from s2pairs.scenes import Wanted
 
         request = Request(
             tiles=tuple(read_tiles(tiles)),
@@ -175,7 +186,13 @@ def build(
             seed=seed,
             choice=choice.value,
         )
-        catalogue = _catalogue(source, request.bands)
+        clouds = 100.0 if choice is Choice.REGION else request.max_cloud
+        catalogue = open_source(
+            source,
+            request.bands,
+            wanted=None if plan else Wanted(clouds, request.start, request.end),
+            hosts=tuple(allow_host or ()),
+        )
         if plan:
             told.update(_planned(request, catalogue, workers or _PROCESSORS))
             typer.echo(f"nothing was built; the plan is in {written}")
@@ -216,6 +233,7 @@ def append(
     ] = None,
     workers: WorkerCount = None,
     scheduler: SchedulerAddress = None,
+    allow_host: Hosts = None,
 ) -> None:
     """Add tiles, or dates of the tiles it has, to a cube, chosen as its own were.
 
@@ -224,6 +242,7 @@ def append(
     with _one_sentence(on_interrupt="the cube is as it was; the same command resumes"):
         from s2pairs.cube import open_any
         from s2pairs.growing import append_dates, append_tiles
+        from s2pairs.scenes import Wanted
 
         if (tiles is None) == (dates is None):
             raise S2PairsError("expected --tiles or --dates, one of them; for both run it twice")
@@ -231,7 +250,13 @@ def append(
             raise S2PairsError(
                 "--start and --end go with --dates; tiles take the cube's own period"
             )
-        catalogue = _catalogue(source, open_any(cube).bands)
+        period = (start.replace(tzinfo=UTC) if start else None, _day_after(end) if end else None)
+        catalogue = open_source(
+            source,
+            open_any(cube).bands,
+            wanted=Wanted(100.0, *period),
+            hosts=tuple(allow_host or ()),
+        )
         runner = _workers(workers, scheduler)
         with _progress("shards") as progress:
             grown = (
@@ -247,8 +272,7 @@ def append(
                 else append_dates(
                     cube,
                     dates or 0,
-                    start.replace(tzinfo=UTC) if start else None,
-                    _day_after(end) if end else None,
+                    *period,
                     catalogue,
                     out or cube,
                     workers=runner,
@@ -318,11 +342,12 @@ def check(
     ] = None,
     workers: WorkerCount = None,
     scheduler: SchedulerAddress = None,
+    allow_host: Hosts = None,
 ) -> None:
     """Read a whole cube and compare it with its ledger; exit code 2 if anything differs."""
     with _one_sentence(on_interrupt="what is mended stays; the same command goes on"):
         if repair is not None:
-            _repair(cube, repair, _workers(workers, scheduler))
+            _repair(cube, repair, _workers(workers, scheduler), tuple(allow_host or ()))
         else:
             _check(cube)
 
@@ -341,13 +366,14 @@ def _check(cube: str) -> None:
     typer.echo(f"{cube}: all {total} parts are as they were built")
 
 
-def _repair(cube: str, source: str, workers: "int | Workers") -> None:
+def _repair(cube: str, source: str, workers: "int | Workers", hosts: tuple[str, ...]) -> None:
     from s2pairs.checking import repair as mend
+    from s2pairs.scenes import Wanted
 
     with _progress("shards") as progress:
         done = mend(
             cube,
-            lambda bands: _catalogue(source, bands),
+            lambda bands: open_source(source, bands, wanted=Wanted(100.0, None, None), hosts=hosts),
             workers=workers,
             progress=progress,
         )
@@ -458,15 +484,6 @@ def _workers(count: int | None, address: str | None) -> "int | Workers":
     if count and count > 1:
         return Processes(count, announce)
     return count or _PROCESSORS
-
-
-def _catalogue(source: str, bands: tuple[str, ...]) -> "Catalogue":
-    from s2pairs.sources.safe import SafeCatalogue
-
-    kind, _, place = source.partition(":")
-    if kind != "safe" or not place:
-        raise SourceError(f"unknown source {source!r}; expected safe:DIR, such as safe:products")
-    return SafeCatalogue(Path(place), bands)
 
 
 @contextmanager

@@ -91,6 +91,23 @@ class Listing:
         return self.of_region[region] if self.of_region else self.scenes
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a build will choose from, for sources that need not ask or open the rest."""
+
+    max_cloud: float
+    start: datetime | None = None
+    end: datetime | None = None
+
+    def allows(self, acquired: datetime, cloud_cover: float) -> bool:
+        """False where `choose_dates` will reject the scene by its date or its cloud."""
+        return (
+            cloud_cover <= self.max_cloud
+            and (self.start is None or acquired >= self.start)
+            and (self.end is None or acquired < self.end)
+        )
+
+
 Rejected = list[tuple[Scene, str]]
 """Scenes that are not used, each with the reason."""
 

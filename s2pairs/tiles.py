@@ -69,6 +69,22 @@ class TileId:
         return easting // 60 * 60, false_northing + math.ceil(top / 60) * 60
 
 
+def tile_at(epsg: int, x: float, y: float) -> TileId:
+    """The tile whose 100 km square holds a point of that UTM zone; `TileError` if there is none."""
+    from rasterio.warp import transform
+
+    zone = epsg % 100
+    if epsg // 100 not in (326, 327) or not 1 <= zone <= 60:
+        raise TileError(f"EPSG:{epsg} is no UTM zone")
+    latitude = transform(f"EPSG:{epsg}", "EPSG:4326", [x], [y])[1][0]
+    letters, column = _COLUMNS[(zone - 1) % 3], math.floor(x / _SQUARE_M) - 1
+    if not -80 <= latitude < 84 or not 0 <= column < len(letters):
+        raise TileError(f"({x:g}, {y:g}) of EPSG:{epsg} lies on no tile")
+    band = _BANDS_OF_LATITUDE[min(int((latitude + 80) // 8), len(_BANDS_OF_LATITUDE) - 1)]
+    row = math.floor(y / _SQUARE_M) + (5 if zone % 2 == 0 else 0)
+    return TileId.parse(f"{zone:02d}{band}{letters[column]}{_ROWS[row % len(_ROWS)]}")
+
+
 def _square_corner(name: str) -> tuple[int, int]:
     """Lower left corner of a 100 km square (UTM metres), in closed form.
 

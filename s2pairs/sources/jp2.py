@@ -56,14 +56,21 @@ def check_grid(location: str, grid: Grid, kind: str = "uint16") -> None:
     """Raise `SceneError` unless a band file covers exactly the ground that the metadata say."""
     import rasterio
 
-    name = location.rpartition("/")[2]
     try:
         with rasterio.open(location) as file:
-            step, pixels = file.transform.a, (file.height, file.width)
-            corner = (file.transform.c, file.transform.f)
-            epsg, kinds = file.crs.to_epsg() if file.crs else None, file.dtypes
+            check_lies_on(file, grid, kind)
     except rasterio.errors.RasterioError as error:
+        name = location.rpartition("/")[2]
         raise SceneError(f"{name} cannot be opened: {error}") from error
+
+
+def check_lies_on(file: "DatasetReader", grid: Grid, kind: str = "uint16") -> None:
+    """Raise `SceneError` unless an open image covers exactly the ground of the grid."""
+    name = file.name.rpartition("/")[2]
+    step, pixels = file.transform.a, (file.height, file.width)
+    corner = (file.transform.c, file.transform.f)
+    epsg = file.crs.to_epsg() if file.crs else None
+    kinds = file.dtypes
     if kinds != (kind,):
         raise SceneError(f"{name} holds {kinds}, expected one layer of {kind}")
     if step % PIXEL_SIZE_M or not step:
@@ -75,6 +82,18 @@ def check_grid(location: str, grid: Grid, kind: str = "uint16") -> None:
             f"{name} lies at {epsg} {corner} with {pixels} pixels of {step:g} m; its "
             f"metadata say {grid.epsg} {(grid.left, grid.top)} with {covers}"
         )
+
+
+def grid_of(file: "DatasetReader") -> Grid:
+    """The 10 m grid under an open image; `SceneError` if that is not square and north up in UTM."""
+    step, epsg = file.transform.a, file.crs.to_epsg() if file.crs else None
+    upright = file.transform.b == file.transform.d == 0 and file.transform.e == -step
+    if not upright or step <= 0 or step % PIXEL_SIZE_M or epsg is None:
+        name = file.name.rpartition("/")[2]
+        raise SceneError(f"{name} lies on no UTM grid of 10, 20 or 60 m: {file.crs} {step:g} m")
+    factor = round(step) // PIXEL_SIZE_M
+    left, top = file.transform.c, file.transform.f
+    return Grid(epsg, left, top, file.height * factor, file.width * factor)
 
 
 def read_band(location: str, windows: Sequence[PixelWindow]) -> list[npt.NDArray[np.uint16]]:
@@ -89,12 +108,13 @@ def read_band(location: str, windows: Sequence[PixelWindow]) -> list[npt.NDArray
 
     try:
         with rasterio.open(location) as file:
-            return [_read_window(file, window) for window in windows]
+            return [read_window(file, window) for window in windows]
     except rasterio.errors.RasterioError as error:
         raise SceneError(f"{location} cannot be read: {error}") from error
 
 
-def _read_window(file: "DatasetReader", window: PixelWindow) -> npt.NDArray[np.uint16]:
+def read_window(file: "DatasetReader", window: PixelWindow, layer: int = 1) -> npt.NDArray[Any]:
+    """A layer of an open image (height, width) in a window of 10 m pixels."""
     from rasterio.windows import Window
 
     factor = round(file.transform.a) // PIXEL_SIZE_M
@@ -103,7 +123,7 @@ def _read_window(file: "DatasetReader", window: PixelWindow) -> npt.NDArray[np.u
     right = math.ceil((window.col + window.width) / factor)
     if bottom > file.height or right > file.width:
         raise SceneError(f"{file.name} has no pixels at {window}")
-    coarse = file.read(1, window=Window(left, top, right - left, bottom - top))
+    coarse = file.read(layer, window=Window(left, top, right - left, bottom - top))
     fine = coarse.repeat(factor, axis=0).repeat(factor, axis=1)
     row, col = window.row - top * factor, window.col - left * factor
     return np.ascontiguousarray(fine[row : row + window.height, col : col + window.width])

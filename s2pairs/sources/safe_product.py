@@ -9,6 +9,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
@@ -42,6 +43,20 @@ _MASKS = {
 }
 
 
+@dataclass(frozen=True)
+class Radiometry:
+    """What a product's numbers mean: reflectance = (DN + add_offset) / quantification, by band."""
+
+    level: str
+    quantification: float
+    add_offset: Mapping[str, int]
+
+
+def read_radiometry(content: bytes, name: str, bands: Sequence[str]) -> Radiometry:
+    """From `MTD_MSIL1C.xml` or `MTD_MSIL2A.xml`; `SceneError` where it is broken."""
+    return _radiometry(_Xml(content, name), bands)
+
+
 def tiles_inside(product: Archive) -> list[str]:
     """Names of the tiles whose granules a product holds; `SceneError` if it holds none."""
     matches = map(_TILE_OF_GRANULE.fullmatch, product.names)
@@ -58,13 +73,7 @@ def read_scene(product: Archive, tile: TileId, bands: Sequence[str]) -> Scene:
     metadata alone, never from date or baseline: an old scene that was reprocessed carries them too.
     """
     general, granule = _metadata(product, tile)
-    level = _LEVELS.get(general.text("PROCESSING_LEVEL"))
-    if level is None:
-        raise SceneError(f"processing level {general.text('PROCESSING_LEVEL')!r} is not L1C or L2A")
-    quantity = "QUANTIFICATION_VALUE" if level == "L1C" else "BOA_QUANTIFICATION_VALUE"
-    quantification = general.number(quantity)
-    if quantification <= 0:
-        raise SceneError(f"{general.name}: {quantity} is {quantification:g}, not above 0")
+    radiometry = _radiometry(general, bands)
     grid = _grid(granule)
     several = len(tiles_inside(product)) > 1
     cloud_cover = (
@@ -76,23 +85,33 @@ def read_scene(product: Archive, tile: TileId, bands: Sequence[str]) -> Scene:
     return Scene(
         product=product.name,
         tile=_tile(granule),
-        level=level,
+        level=radiometry.level,
         acquired=general.moment("DATATAKE_SENSING_START"),
         generated=general.moment("GENERATION_TIME"),
         datatake=_BASELINE_OF_DATATAKE.sub("", general.attribute("Datatake", "datatakeIdentifier")),
         baseline=f"{general.number('PROCESSING_BASELINE'):05.2f}",
         cloud_cover=cloud_cover,
-        quantification=quantification,
-        add_offset=_offsets(
-            general, "RADIO_ADD_OFFSET" if level == "L1C" else "BOA_ADD_OFFSET", bands
-        ),
+        quantification=radiometry.quantification,
+        add_offset=radiometry.add_offset,
         grid=grid,
-        assets={name: _band_file(product, below, name, level) for name in bands},
+        assets={name: _band_file(product, below, name, radiometry.level) for name in bands},
         simulated=_SIMULATION_CENTRE in granule.text("TILE_ID"),
         # the footprint of a product of several tiles is that of all of them
         coverage=1.0 if several else _coverage(general, granule, grid),
         masks=_mask_files(product, below),
     )
+
+
+def _radiometry(general: "_Xml", bands: Sequence[str]) -> Radiometry:
+    level = _LEVELS.get(general.text("PROCESSING_LEVEL"))
+    if level is None:
+        raise SceneError(f"processing level {general.text('PROCESSING_LEVEL')!r} is not L1C or L2A")
+    quantity = "QUANTIFICATION_VALUE" if level == "L1C" else "BOA_QUANTIFICATION_VALUE"
+    quantification = general.number(quantity)
+    if quantification <= 0:
+        raise SceneError(f"{general.name}: {quantity} is {quantification:g}, not above 0")
+    offset = "RADIO_ADD_OFFSET" if level == "L1C" else "BOA_ADD_OFFSET"
+    return Radiometry(level, quantification, _offsets(general, offset, bands))
 
 
 def _metadata(product: Archive, tile: TileId) -> tuple["_Xml", "_Xml"]:
@@ -101,17 +120,17 @@ def _metadata(product: Archive, tile: TileId) -> tuple["_Xml", "_Xml"]:
         names = _OLD_METADATA, f"GRANULE/*_T{tile}_*/{_OLD_METADATA}"
     else:
         names = "MTD_MSIL*.xml", "GRANULE/*/MTD_TL.xml"
-    general, granule = (_Xml(product, product.only(name)) for name in names)
+    paths = [product.only(name) for name in names]
+    general, granule = (_Xml(read_bytes(product.location(path)), path) for path in paths)
     return general, granule
 
 
 class _Xml:
     """An XML file, asked by element names without namespace; `SceneError` on all that is amiss."""
 
-    def __init__(self, product: Archive, path: str) -> None:
+    def __init__(self, content: bytes, path: str) -> None:
         self.path = path
         self.name = path.rpartition("/")[2]
-        content = read_bytes(product.location(path))
         try:
             self._elements = list(ET.fromstring(content).iter())
         except (ET.ParseError, ValueError, LookupError) as error:

@@ -209,7 +209,7 @@ def test_wrong_paths_and_lists(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--source", "stac:x"], "unknown source 'stac:x'; expected safe:DIR"),
+        (["--source", "ftp:x"], "unknown source 'ftp:x'; expected safe:DIR"),
         (["--source", "safe:"], "expected safe:DIR"),
         (["--source", "safe:no-such-folder"], "is not a folder of .SAFE products"),
         (["--dates", "3"], "tile 31TCJ has 2 usable dates of the 3 needed"),

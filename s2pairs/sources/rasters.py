@@ -1,0 +1,395 @@
+"""A folder of rasters with dates: what people have when they exported from elsewhere.
+
+GeoTIFF, COG or JPEG 2000 with a date in the name, or NetCDF with a dimension of time. What the
+files do not say stands in `rasters.yaml` beside them. Rasters on a UTM grid of 10, 20 or 60 m keep
+it; others are brought to 10 m in UTM by nearest neighbour, so that no number is made up.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from s2pairs.bands import QUANTIFICATION, STORED_NO_DATA, STORED_SATURATED
+from s2pairs.errors import SceneError, SourceError, TileError
+from s2pairs.masks import CLOUD, NO_DATA, Flags, estimated, from_scene_classes
+from s2pairs.scenes import Grid, LeftOut, Listing, PixelWindow, Scene
+from s2pairs.sources.jp2 import grid_of, read_window
+from s2pairs.sources.offsets import ADDED, Samples, witnessed
+from s2pairs.sources.rasters_files import (
+    CLASSES,
+    SETTINGS,
+    Layer,
+    Settings,
+    found_layers,
+    read_settings,
+)
+from s2pairs.tiles import PIXEL_SIZE_M, TileId, tile_at
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+_FIRST_OFFSET_DAY = date(2022, 1, 25)
+_SAMPLE_PX = 512
+_OPTIONS = {"GDAL_NETCDF_IGNORE_XY_AXIS_NAME_CHECKS": "YES"}  # many files lack the CF attributes
+
+Image = dict[str, Layer]
+"""The layers of one place and day, by band."""
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One look at an image: some pixels of each band, as numbers of 1/10,000 without an offset."""
+
+    grid: Grid
+    samples: Samples
+    classes: npt.NDArray[Any] | None
+    """Of the same pixels, where there is a scene classification."""
+
+
+class RastersCatalogue:
+    """The rasters of one folder, for the bands that a cube wants."""
+
+    def __init__(self, folder: Path, bands: Sequence[str]) -> None:
+        if not folder.is_dir():
+            raise SourceError(f"{folder} is not a folder of rasters")
+        self._folder = folder
+        self._bands = tuple(bands)
+        self._settings = read_settings(folder)
+        self._images = _by_tile_and_day(found_layers(folder, self._settings))
+        self._of_product: dict[str, tuple[Image, float]] = {}
+        if not self._images:
+            raise SourceError(
+                f"{folder} holds no raster with a date in its name; expected files such as "
+                f"31TDG_2021-07-30.tif, or what their names are like in {folder / SETTINGS}"
+            )
+
+    def tiles(self) -> list[str]:
+        """Names of the tiles that the rasters lie on."""
+        return sorted({tile for tile, _ in self._images})
+
+    def scenes(self, tile: TileId) -> Listing:
+        """The images of a tile by name; those that miss a band or cannot be understood left out."""
+        images = {name: image for (of, name), image in self._images.items() if of == tile.name}
+        if not images:
+            held = ", ".join(self.tiles())
+            raise SourceError(f"{self._folder} holds no raster of tile {tile}; it holds {held}")
+        looks: dict[str, _Look] = {}
+        left_out: list[LeftOut] = []
+        for name, image in images.items():
+            try:
+                looks[name] = self._look(image)
+            except SceneError as error:
+                left_out.append(LeftOut(name, f"unusable: {error}"))
+        level = self._level(tile, images)
+        scenes: list[Scene] = []
+        offsets = self._offsets(images, looks, level)
+        for name, offset in offsets.items():
+            if offset is None:
+                left_out.append(LeftOut(name, _UNDECIDED.format(self._folder / SETTINGS)))
+                continue
+            self._of_product[name] = images[name], offset
+            made = _scene(name, tile, level, images[name], looks[name], self._bands, offset)
+            scenes.append(made)
+        return Listing(
+            tuple(sorted(scenes, key=lambda scene: scene.product)),
+            tuple(sorted(left_out, key=lambda entry: entry.product)),
+        )
+
+    def read(
+        self, scene: Scene, band: str, windows: Sequence[PixelWindow]
+    ) -> list[npt.NDArray[np.uint16]]:
+        """Numbers (height, width) of a band in each window, with 1000 added as from 04.00 on."""
+        image, offset = self._of_product[scene.product]
+        with _opened(image[band], self._settings, scene.grid) as raster:
+            meaning = _Meaning.of(raster, image[band], self._settings)
+            return [meaning.stored(_read(raster, image[band], w), offset) for w in windows]
+
+    def masks(self, scene: Scene, windows: Sequence[PixelWindow]) -> list[Flags] | None:
+        """What a layer `SCL` says, where there is one."""
+        image, _ = self._of_product[scene.product]
+        if CLASSES not in image:
+            return None
+        with _opened(image[CLASSES], self._settings, scene.grid) as raster:
+            return [
+                from_scene_classes(_read(raster, image[CLASSES], window).astype(np.uint8))
+                for window in windows
+            ]
+
+    def _level(self, tile: TileId, images: Mapping[str, Image]) -> str:
+        if self._settings.level:
+            return self._settings.level
+        names = " ".join(layer.file.name for image in images.values() for layer in image.values())
+        found = [level for level in ("L1C", "L2A") if level in names]
+        if len(found) != 1:
+            raise SourceError(
+                f"the rasters of tile {tile} do not say whether they are of level L1C (top of "
+                f"atmosphere) or L2A (surface); say level: L2A in {self._folder / SETTINGS}"
+            )
+        return found[0]
+
+    def _look(self, image: Image) -> _Look:
+        missing = [name for name in self._bands if name not in image]
+        if missing:
+            raise SceneError(f"band {', '.join(missing)} is missing; it has {', '.join(image)}")
+        grid: Grid | None = None
+        samples: dict[str, npt.NDArray[np.uint16]] = {}
+        classes: npt.NDArray[Any] | None = None
+        for name in [*self._bands, *(other for other in image if other not in self._bands)]:
+            with _opened(image[name], self._settings, grid) as raster:
+                grid = grid or grid_of(raster)
+                shape = tuple(min(_SAMPLE_PX, side) for side in (grid.height, grid.width))
+                numbers = raster.read(image[name].index, out_shape=shape)
+                if name == CLASSES:
+                    classes = numbers
+                else:
+                    meaning = _Meaning.of(raster, image[name], self._settings)
+                    samples[name] = meaning.stored(numbers, ADDED / QUANTIFICATION)
+        assert grid is not None
+        return _Look(grid, samples, classes)
+
+    def _offsets(
+        self, images: Mapping[str, Image], looks: Mapping[str, _Look], level: str
+    ) -> dict[str, float | None]:
+        """The offset to reflectance of each image, None where it cannot be told.
+
+        As `rasters.yaml` or the files say it. Else as the pixels say; but where some images of a
+        period prove to have none, those that seem to have one are more likely hazy.
+        """
+        said = {name: self._said(image) for name, image in images.items() if name in looks}
+        seen = {
+            name: witnessed(looks[name].samples, level)
+            for name, says in said.items()
+            if says is None
+        }
+        decided: dict[str, float | None] = {}
+        for name, says in said.items():
+            if says is not None:
+                decided[name] = says
+                continue
+            new = _day(images[name]) >= _FIRST_OFFSET_DAY
+            peers = [
+                seen[other] for other in seen if (_day(images[other]) >= _FIRST_OFFSET_DAY) == new
+            ]
+            verdict = seen[name] if 0 not in peers or seen[name] == 0 else None
+            decided[name] = None if verdict is None else verdict / QUANTIFICATION
+        return decided
+
+    def _said(self, image: Image) -> float | None:
+        if self._settings.offset != "auto":
+            return self._settings.offset
+        layer = image[self._bands[0]]
+        with _opened(layer, self._settings, None) as raster:
+            if np.issubdtype(np.dtype(raster.dtypes[layer.index - 1]), np.floating):
+                return 0.0
+            stated = float(raster.offsets[layer.index - 1])
+        return stated or None
+
+
+_UNDECIDED = (
+    "undecided: whether its numbers carry the 1000 of baseline 04.00 the pixels do not tell; if "
+    "you know, say offset: 0 or offset: -0.1 in {}"
+)
+
+
+def _by_tile_and_day(layers: Sequence[Layer]) -> dict[tuple[str, str], Image]:
+    """By tile and a name made of file and moment."""
+    images: dict[tuple[str, str], Image] = {}
+    tiles: dict[Path, str] = {}
+    for layer in layers:
+        tile = layer.tile or tiles.setdefault(layer.file, _tile_of(layer))
+        moment = f"{layer.acquired:%Y%m%dT%H%M%S}"
+        image = images.setdefault((tile, moment), {})
+        if layer.band in image:
+            raise SourceError(
+                f"{layer.file} and {image[layer.band].file} both hold {layer.band} of tile {tile} "
+                f"at {layer.acquired:%Y-%m-%d %H:%M}; give each place a folder of its own"
+            )
+        image[layer.band] = layer
+    return {(tile, _name(image, tile, moment)): image for (tile, moment), image in images.items()}
+
+
+def _name(image: Image, tile: str, moment: str) -> str:
+    files = {layer.file for layer in image.values()}
+    only = next(iter(files))
+    alone = len(files) == 1 and only.suffix != ".nc"
+    return only.stem if alone else f"{tile}_{moment}"
+
+
+def _tile_of(layer: Layer) -> str:
+    """The tile whose 100 km square holds the middle of the raster."""
+    with _opened(layer, Settings(), None) as raster:
+        left, bottom, right, top = raster.bounds
+        epsg = raster.crs.to_epsg()
+    try:
+        return tile_at(epsg, (left + right) / 2, (bottom + top) / 2).name
+    except TileError as error:
+        raise SourceError(f"{layer.file} lies on no tile: {error}; say tile: …") from error
+
+
+def _scene(
+    name: str,
+    tile: TileId,
+    level: str,
+    image: Image,
+    look: _Look,
+    bands: Sequence[str],
+    offset: float,
+) -> Scene:
+    acquired = image[bands[0]].acquired
+    cloud_cover, coverage = _cloud_and_coverage(look, bands, offset)
+    return Scene(
+        product=name,
+        tile=tile,
+        level=level,
+        acquired=acquired,
+        generated=acquired,
+        datatake=f"{acquired:%Y%m%dT%H%M%S}",
+        baseline="00.00",
+        cloud_cover=cloud_cover,
+        quantification=QUANTIFICATION,
+        add_offset=dict.fromkeys(bands, ADDED),
+        grid=look.grid,
+        assets={band: image[band].location for band in bands},
+        simulated=False,
+        coverage=coverage,
+    )
+
+
+def _day(image: Image) -> date:
+    return next(iter(image.values())).acquired.date()
+
+
+@dataclass(frozen=True)
+class _Meaning:
+    """reflectance * 10,000 = number * factor (+ an offset), but for what is no data."""
+
+    factor: float
+    nodata: float
+    whole: bool
+    """Whether the numbers are integers, of which 65535 is saturated."""
+
+    @classmethod
+    def of(cls, raster: "DatasetReader", layer: Layer, settings: Settings) -> "_Meaning":
+        kind = np.dtype(raster.dtypes[layer.index - 1])
+        whole = bool(np.issubdtype(kind, np.integer))
+        stated = float(raster.scales[layer.index - 1])
+        scale = settings.scale or (stated if stated != 1 else 1 / QUANTIFICATION if whole else 1.0)
+        return cls(scale * QUANTIFICATION, _nodata(raster, layer, settings), whole)
+
+    def stored(self, numbers: npt.NDArray[Any], offset: float) -> npt.NDArray[np.uint16]:
+        """As a cube holds it: 1000 added, 0 where there is no data, 65535 saturated."""
+        level = np.rint(numbers.astype(np.float64) * self.factor + offset * QUANTIFICATION) - ADDED
+        empty = (numbers == self.nodata) | ~np.isfinite(level)
+        level[empty] = STORED_NO_DATA + 1  # NaN has no integer
+        clipped = np.clip(level, STORED_NO_DATA + 1, STORED_SATURATED - 1)
+        stored: npt.NDArray[np.uint16] = clipped.astype(np.uint16)
+        if self.whole:
+            stored[numbers == STORED_SATURATED] = STORED_SATURATED
+        stored[empty] = STORED_NO_DATA
+        return stored
+
+
+def _nodata(raster: "DatasetReader", layer: Layer, settings: Settings) -> float:
+    """As `rasters.yaml` or the file says; 0 of integers and NaN of floats where neither does."""
+    if settings.nodata is not None:
+        return settings.nodata
+    stated = raster.nodatavals[layer.index - 1]
+    if stated is not None:
+        return float(stated)
+    kind = np.dtype(raster.dtypes[layer.index - 1])
+    return 0.0 if np.issubdtype(kind, np.integer) else math.nan
+
+
+def _cloud_and_coverage(look: _Look, bands: Sequence[str], offset: float) -> tuple[float, float]:
+    """Percent of cloud among pixels with data, and the part of the pixels with data.
+
+    By the classes where there are any, else estimated from all bands that there are; no cloud
+    where these do not suffice.
+    """
+    valid = np.logical_and.reduce([look.samples[name] != STORED_NO_DATA for name in bands])
+    if look.classes is not None:
+        flags = from_scene_classes(look.classes.astype(np.uint8))
+        valid &= (flags & NO_DATA) == 0
+    else:
+        shift = round(offset * QUANTIFICATION) - ADDED
+        levels = np.stack([each.astype(np.int64) + shift for each in look.samples.values()])
+        stored = np.clip(levels, STORED_NO_DATA + 1, STORED_SATURATED).astype(np.uint16)
+        flags = estimated(stored, list(look.samples))
+    cloudy = (flags & CLOUD != 0) & valid
+    return 100 * float(cloudy.sum()) / max(1, int(valid.sum())), float(valid.mean())
+
+
+@contextmanager
+def _opened(layer: Layer, settings: Settings, grid: Grid | None) -> Iterator["DatasetReader"]:
+    """The raster, on its own UTM grid of 10, 20 or 60 m or else on one of 10 m made for it.
+
+    `SceneError` where it is broken, or does not lie on `grid` if that is given.
+    """
+    import rasterio
+    from rasterio.vrt import WarpedVRT
+
+    try:
+        with rasterio.Env(**_OPTIONS), rasterio.open(layer.location) as raster:
+            if raster.crs is None:
+                raise SceneError(f"{layer.file} does not say where it lies (no CRS)")
+            if _is_usable(raster):
+                _must_lie_on(raster, layer, grid)
+                yield raster
+                return
+            with WarpedVRT(raster, **_warp(raster, layer, settings)) as warped:
+                _must_lie_on(warped, layer, grid)
+                yield warped
+    except rasterio.errors.RasterioError as error:
+        raise SceneError(f"{layer.file} cannot be read: {error}") from error
+
+
+def _is_usable(raster: "DatasetReader") -> bool:
+    try:
+        grid_of(raster)
+    except SceneError:
+        return False
+    return True
+
+
+def _warp(raster: "DatasetReader", layer: Layer, settings: Settings) -> dict[str, Any]:
+    """How to bring it to the 10 m grid of its UTM zone; the corner lies on full 10 m."""
+    from affine import Affine
+    from rasterio.enums import Resampling
+    from rasterio.warp import transform, transform_bounds
+
+    left, bottom, right, top = raster.bounds
+    middle = transform(raster.crs, "EPSG:4326", [(left + right) / 2], [(bottom + top) / 2])
+    longitude, latitude = middle[0][0], middle[1][0]
+    epsg = (32600 if latitude >= 0 else 32700) + int((longitude + 180) // 6) % 60 + 1
+    west, south, east, north = transform_bounds(raster.crs, f"EPSG:{epsg}", *raster.bounds)
+    west, north = math.floor(west / PIXEL_SIZE_M), math.ceil(north / PIXEL_SIZE_M)
+    nodata = _nodata(raster, layer, settings)
+    return {
+        "crs": f"EPSG:{epsg}",
+        "transform": Affine(
+            PIXEL_SIZE_M, 0, west * PIXEL_SIZE_M, 0, -PIXEL_SIZE_M, north * PIXEL_SIZE_M
+        ),
+        "width": math.ceil(east / PIXEL_SIZE_M) - west,
+        "height": north - math.floor(south / PIXEL_SIZE_M),
+        "resampling": Resampling.nearest,
+        "src_nodata": nodata,
+        "nodata": nodata,
+    }
+
+
+def _must_lie_on(raster: "DatasetReader", layer: Layer, grid: Grid | None) -> None:
+    if grid is not None and grid_of(raster) != grid:
+        raise SceneError(
+            f"{layer.band} in {layer.file.name} lies at {grid_of(raster)}, other bands at {grid}"
+        )
+
+
+def _read(raster: "DatasetReader", layer: Layer, window: PixelWindow) -> npt.NDArray[Any]:
+    return read_window(raster, window, layer.index)
