@@ -1,4 +1,4 @@
-"""The command `mimodel`: train, probe, embed, leakage, reproduce, data, info."""
+"""The command `mimodel`: train, probe, separation, embed, leakage, reproduce, data, info."""
 
 import os
 import sys
@@ -145,6 +145,51 @@ def probe(
         saved = probed.save(artifact, model_card(probed.spec, report.to_markdown()))
         typer.echo(report.to_markdown())
         typer.echo(f"{out}: figures; {artifact} is now {saved.id} with the head {head!r}")
+
+
+@app.command(
+    epilog="Example: mimodel separation runs/pixels/artifact --cube cube.zarr "
+    "--labels products/truth/landcover --out runs/pixels/separation"
+)
+def separation(
+    artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
+    cube: Annotated[Path, typer.Option(help="Cube whose test scenes are mapped.")],
+    labels: Annotated[Path, typer.Option(help="Folder of categorical rasters, <tile>.tif.")],
+    out: Annotated[Path, typer.Option(help="Folder for figures.")],
+    size: Annotated[int, typer.Option(help="Side of a scene in pixels, a multiple of 64.")] = 256,
+    dates: Annotated[int, typer.Option(min=1, help="Dates a scene, at most.")] = 3,
+    stride: Annotated[int, typer.Option(min=1, help="Pixels between those compared.")] = 8,
+    queries: Annotated[int, typer.Option(min=1, help="Query pixels a class, date and scene.")] = 2,
+    min_valid: Annotated[float, typer.Option(help="Valid pixels a look needs, 0 to 1.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the query pixels.")] = 0,
+) -> None:
+    """Measure how well similarity maps separate the class of their query pixel, beside distances.
+
+    On scenes of the cube's test split: area under the ROC curve, with intervals.
+    """
+    with _one_sentence():
+        _alone()
+        from mimodel.artifact import Artifact
+        from mimodel.data.scenes import labelled_scenes
+        from mimodel.separation import separation as run
+        from mimodel.separation import write_separation
+
+        out.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost
+        loaded = Artifact.load(artifact)
+        scenes = labelled_scenes(
+            cube, labels, bands=loaded.spec.bands, size=size, dates=dates, min_valid=min_valid
+        )
+        result = run(
+            loaded,
+            scenes,
+            stride=stride,
+            queries=queries,
+            seed=seed,
+            report=lambda done, total: typer.echo(f"scene {done} of {total}", err=True),
+        )
+        write_separation(result, out)
+        typer.echo(result.to_markdown())
+        typer.echo(f"{out}: separation.md and separation.json")
 
 
 @app.command(

@@ -41,6 +41,9 @@ class CubeConfig(_Model):
     min_clear: Annotated[float, Field(ge=0, le=1)] = 0.5
     """And from this fraction of pixels on that are neither cloud nor shadow, as far as the source
     knew. Ours."""
+    patch: Annotated[int, Field(ge=7, le=64)] = 64
+    """Side of the images of a pair. Below 64 they are cut out of the cube's patches, each pair
+    anywhere, at both dates alike. Ours: 9, for maps of pixels."""
     turn: bool = False
     """See each pair in one of eight orientations, both dates alike. Ours: an encoder soon knows few
     places by heart, and what a place is does not depend on north."""
@@ -55,6 +58,7 @@ class CubeConfig(_Model):
             min_clear=self.min_clear,
             memory_gb=self.memory_gb,
             device=self.device,
+            patch=self.patch,
             turn=self.turn,
             seed=seed,
             normalisation=normalisation,

@@ -47,7 +47,13 @@ class EncoderSpec(BaseModel):
     def for_images(
         cls, in_channels: int, image_size: tuple[int, int] = (64, 64), representation: int = 64
     ) -> "EncoderSpec":
-        """Table 1 for images of less than 64 pixels, else Tables 8 (64x64) and 14 (64x256)."""
+        """Tables 8 (64x64) and 14 (64x256); Table 1 for images of less than 64 pixels.
+
+        For those of less than 13, which Table 1 has no room for, three 3x3 convolutions without a
+        stride, ours: 9x9 pixels become 7x7x64, 5x5x128 and 3x3x256.
+        """
+        if min(image_size) < 13:
+            return cls._without_stride(in_channels, image_size, representation)
         channels = (128, 256) if min(image_size) < 64 else (128, 256, 512)
         return cls(
             in_channels=in_channels,
@@ -58,6 +64,26 @@ class EncoderSpec(BaseModel):
             ),
             representation=representation,
         )
+
+    @classmethod
+    def _without_stride(
+        cls, in_channels: int, image_size: tuple[int, int], representation: int
+    ) -> "EncoderSpec":
+        return cls(
+            in_channels=in_channels,
+            image_size=image_size,
+            convolutions=tuple(
+                ConvSpec(channels=channels, kernel=3, stride=1, batch_norm=channels > 64)
+                for channels in (64, 128, 256)
+            ),
+            representation=representation,
+        )
+
+    @property
+    def dense(self) -> bool:
+        """Whether the encoder has no stride: then the feature maps of all patches of an image are
+        parts of that of the image."""
+        return all(conv.stride == 1 for conv in self.convolutions)
 
     @property
     def feature_shape(self) -> "FeatureShape":

@@ -8,158 +8,262 @@ where g and l are the joint term -softplus(-T) of the global and the local stati
 It is symmetric in X and Y and at most 0; higher is more alike.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mimodel.artifact import Artifact, inference_autocast
+from mimodel.artifact import Artifact
 from mimodel.errors import InputError
-from mimodel.networks import GlobalStatistics, LocalStatistics
+from mimodel.likeness import Comparison, Places, Terms
 from mimodel.normalisation import select_bands
-from mimodel.objectives import joint_term
 
-_CHUNK = 64
+Pixel = tuple[int, int]
+"""(row, column) of an image, from 0 at the top left."""
+
+_PATCHES = 64
+"""Patches that are encoded at a time where each is encoded by itself."""
+_STRIP = 1 << 15
+"""Pixels of the strips in which an image is encoded whole."""
+_USUAL_STRIDE = 8
 
 
 @dataclass(frozen=True, eq=False)
 class SimilarityMap:
-    """Likeness of the patches on a regular grid to the patch around a query pixel."""
+    """Likeness of the patches on a regular grid to those around query pixels."""
 
     scores: npt.NDArray[np.float32]
-    """(rows, columns) of the grid, at most 0, higher is more alike."""
+    """(rows, columns) of the grid, at most 0, higher is more alike; the mean over the queries."""
     row_centres: npt.NDArray[np.int64]
     """Pixel rows of the image on which the grid's patches are centred."""
     col_centres: npt.NDArray[np.int64]
-    query: tuple[int, int]
-    image_size: tuple[int, int]
+    queries: tuple[Pixel, ...]
+    valid: npt.NDArray[np.bool_]
+    """(H, W): the image's pixels with data in every band."""
 
     def to_image(self) -> npt.NDArray[np.float32]:
         """The scores at each pixel of the image (H, W), linear between the grid's centres.
 
-        Outside the outermost centres, where no whole patch fits, the nearest one counts.
+        Outside the outermost centres, where no whole patch fits, the nearest one counts. NaN where
+        the image has no data.
         """
-        height, width = self.image_size
+        height, width = self.valid.shape
         rows = np.interp(np.arange(height), self.row_centres, np.arange(len(self.row_centres)))
         cols = np.interp(np.arange(width), self.col_centres, np.arange(len(self.col_centres)))
-        return _bilinear(_bilinear(self.scores, rows).T, cols).T.astype(np.float32)
+        whole = _bilinear(_bilinear(self.scores, rows).T, cols).T.astype(np.float32)
+        return np.where(self.valid, whole, np.float32(np.nan))
 
 
-@torch.inference_mode()
 def similarity_map(
     artifact: Artifact,
     image: npt.NDArray[np.floating],
-    query: tuple[int, int],
+    query: Pixel,
     *,
-    stride: int = 8,
+    stride: int | None = None,
     bands: Sequence[str] | None = None,
 ) -> SimilarityMap:
-    """How alike each place of `image` is to the place around the pixel `query` (row, column).
+    """How alike each place of `image` is to the place around the pixel `query`.
+
+    One query of a `PreparedImage`, which see for the parameters; prepare the image where there are
+    several.
+    """
+    return PreparedImage(artifact, image, stride=stride, bands=bands, max_bytes=0).mean_map([query])
+
+
+@final
+class PreparedImage:
+    """An image that is asked about pixels; its features are kept from the first query on.
 
     `image` is reflectance (band, H, W), NaN where there is no data, H and W at least the artifact's
-    patch size. Patches stand on a grid of `stride` pixels that covers the image; the query's patch
-    is centred on its pixel, or as near as the image's border allows.
+    patch size; `bands` names its bands, None says they are the artifact's. Patches stand on a grid
+    of `stride` pixels that covers the image; none given: 1 where the encoder can be run over the
+    image as a whole (`EncoderSpec.dense`), else 8. Pixels without data count as the mean of their
+    band in the patches that hold them.
+
+    Of the features, no more than `max_bytes` are kept; others are made anew for each query. `dtype`
+    is that of the arithmetic, as in `Comparison`. What cannot be mapped is an `InputError`.
     """
-    size = artifact.spec.patch_size
-    pixels = _checked(artifact, image, query, stride, bands)
-    height, width = pixels.shape[1:]
-    tops, lefts = _origins(height, size, stride), _origins(width, size, stride)
-    corners = [(top, left) for top in tops for left in lefts]
-    query_corner = tuple(
-        min(max(pixel - size // 2, 0), extent - size)
-        for pixel, extent in zip(query, (height, width), strict=True)
-    )
-    reference = _Places.of(artifact, pixels, [(query_corner[0], query_corner[1])])
-    scores = [
-        pair_scores(artifact, reference, _Places.of(artifact, pixels, corners[at : at + _CHUNK]))
-        for at in range(0, len(corners), _CHUNK)
-    ]
-    return SimilarityMap(
-        scores=torch.cat(scores).reshape(len(tops), len(lefts)).numpy(),
-        row_centres=np.asarray(tops) + size // 2,
-        col_centres=np.asarray(lefts) + size // 2,
-        query=query,
-        image_size=(height, width),
-    )
 
+    def __init__(
+        self,
+        artifact: Artifact,
+        image: npt.NDArray[np.floating],
+        *,
+        stride: int | None = None,
+        bands: Sequence[str] | None = None,
+        max_bytes: int = 1 << 30,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._size = artifact.spec.patch_size
+        dense = artifact.spec.encoder.dense
+        stride = usual_stride(artifact) if stride is None else stride
+        pixels = _checked(artifact, image, bands, stride)
+        self.valid: npt.NDArray[np.bool_] = np.asarray(np.isfinite(pixels).all(0))
+        self._pixels = torch.from_numpy(artifact.spec.normalisation(pixels))
+        self._comparison = Comparison(artifact, dtype)
+        self._tops, self._lefts = (
+            _origins(extent, self._size, stride) for extent in self.valid.shape
+        )
+        self._pieces = self._strips() if dense and stride == 1 else self._batches()
+        self._max_bytes = max_bytes
+        self._kept: dict[int, Places] = {}
 
-@dataclass(frozen=True, eq=False)
-class _Places:
-    """Both sides of both statistics networks for some patches: all that their likeness needs."""
+    @property
+    def places(self) -> int:
+        """Patches that a query is compared with."""
+        return len(self._tops) * len(self._lefts)
 
-    global_feature: Tensor
-    global_representation: Tensor
-    local_feature: Tensor
-    local_representation: Tensor
+    @property
+    def nbytes(self) -> int:
+        """Memory that the image and its features hold by now."""
+        return self._pixels.nbytes + sum(places.nbytes for places in list(self._kept.values()))
 
-    @classmethod
-    def of(
-        cls, artifact: Artifact, pixels: npt.NDArray[np.floating], corners: list[tuple[int, int]]
-    ) -> "_Places":
-        size = artifact.spec.patch_size
-        patches = np.stack([pixels[:, t : t + size, left : left + size] for t, left in corners])
-        feature_map, representation = artifact.encode(artifact.network_input(patches, None))
-        global_, local = _statistics(artifact)
-        with inference_autocast():
-            return cls(
-                global_.feature_side(feature_map),
-                global_.representation_side(representation),
-                local.feature_side(feature_map),
-                local.representation_side(representation),
+    def maps(self, queries: Sequence[Pixel], *, terms: Terms = Terms.ALL) -> list[SimilarityMap]:
+        """The map of each query pixel. Its patch is centred on it, or as near as the border allows.
+
+        A query outside the image, or without data, is an `InputError`.
+        """
+        return self.joined(queries, list(self.scores(queries, terms=terms)))
+
+    def mean_map(self, queries: Sequence[Pixel], *, terms: Terms = Terms.ALL) -> SimilarityMap:
+        """The mean of the queries' maps: likeness to all of them, such as the pixels of a field."""
+        return mean_of(self.maps(queries, terms=terms))
+
+    def scores(self, queries: Sequence[Pixel], *, terms: Terms = Terms.ALL) -> Iterator[Tensor]:
+        """What `maps` does, in steps of some 30,000 places at most, for who has other work between
+        them: `joined` makes the maps of what all steps give."""
+        if not queries:
+            raise InputError("name at least one query pixel")
+        for query in queries:
+            self._check_query(query)
+        asked = self._patches([self._corner(query) for query in queries])
+        return (
+            self._comparison.scores(asked, self._places(piece), terms)
+            for piece in range(len(self._pieces))
+        )
+
+    def joined(self, queries: Sequence[Pixel], scores: Sequence[Tensor]) -> list[SimilarityMap]:
+        """The maps of the queries whose `scores` these are."""
+        middle, grid = self._size // 2, (len(self._tops), len(self._lefts))
+        centres = np.asarray(self._tops) + middle, np.asarray(self._lefts) + middle
+        whole = torch.cat(list(scores), 1).float().unflatten(1, grid).numpy()
+        return [
+            SimilarityMap(one, *centres, (query,), self.valid)
+            for one, query in zip(whole, queries, strict=True)
+        ]
+
+    def _places(self, piece: int) -> Places:
+        """All places of a piece of the grid, kept if there is room."""
+        if piece in self._kept:
+            return self._kept[piece]
+        corners = self._pieces[piece]
+        if isinstance(corners, slice):
+            places = self._comparison.places(self._pixels[None, :, corners])
+        else:
+            places = self._patches(corners)
+        if places.nbytes + sum(kept.nbytes for kept in self._kept.values()) <= self._max_bytes:
+            self._kept[piece] = places
+        return places
+
+    def _strips(self) -> list[slice | list[Pixel]]:
+        """Rows of the image that hold the patches of a piece of the grid, where all are wanted."""
+        height, width = self.valid.shape
+        rows = max(1, _STRIP // width)
+        last = height - self._size
+        return [slice(top, min(top + rows - 1, last) + self._size) for top in self._tops[::rows]]
+
+    def _batches(self) -> list[slice | list[Pixel]]:
+        """Corners of patches, where each is encoded by itself."""
+        corners = list(product(self._tops, self._lefts))
+        return [corners[at : at + _PATCHES] for at in range(0, len(corners), _PATCHES)]
+
+    def _patches(self, corners: Sequence[Pixel]) -> Places:
+        size = self._size
+        patches = [self._pixels[:, t : t + size, left : left + size] for t, left in corners]
+        return self._comparison.places(torch.stack(patches))
+
+    def _corner(self, query: Pixel) -> Pixel:
+        height, width = self.valid.shape
+        row, col = (pixel - self._size // 2 for pixel in query)
+        return min(max(row, 0), height - self._size), min(max(col, 0), width - self._size)
+
+    def _check_query(self, query: Pixel) -> None:
+        (row, col), (height, width) = query, self.valid.shape
+        if not (0 <= row < height and 0 <= col < width):
+            raise InputError(
+                f"the query pixel (row {row}, column {col}) lies outside the image of "
+                f"{height} x {width} pixels"
+            )
+        if not self.valid[row, col]:
+            raise InputError(
+                f"the query pixel (row {row}, column {col}) has no data; choose another"
             )
 
 
-def _statistics(artifact: Artifact) -> tuple[GlobalStatistics, LocalStatistics]:
-    networks = artifact.networks
-    if networks.global_statistics is None or networks.local_statistics is None:
-        raise InputError(
-            "this model has no statistics networks and so no similarity; load one of the shared "
-            "stage"
-        )
-    return networks.global_statistics, networks.local_statistics
+def mean_of(maps: Sequence[SimilarityMap]) -> SimilarityMap:
+    """The mean of maps of one image, as the map of all their queries."""
+    mean = np.mean([one.scores for one in maps], axis=0, dtype=np.float64).astype(np.float32)
+    return replace(maps[0], scores=mean, queries=tuple(q for one in maps for q in one.queries))
 
 
-def pair_scores(artifact: Artifact, x: _Places, y: _Places) -> Tensor:
-    """Likeness of the places x (one, or as many) with the places y, one score a pair."""
-    spec = artifact.spec
-    global_, local = _statistics(artifact)
-    assert spec.alpha is not None
-    assert spec.beta is not None
-    with inference_autocast():
-        g, t = global_.score, local.score
-        global_terms = joint_term(g(x.global_feature, y.global_representation)) + joint_term(
-            g(y.global_feature, x.global_representation)
-        )
-        local_terms = joint_term(t(x.local_feature, y.local_representation)) + joint_term(
-            t(y.local_feature, x.local_representation)
-        )
-    return spec.alpha * global_terms + spec.beta * local_terms.mean(-1)
+def usual_stride(artifact: Artifact) -> int:
+    """The stride of a map where none is asked for: 1 where the encoder runs over a whole image."""
+    return 1 if artifact.spec.encoder.dense else _USUAL_STRIDE
 
 
 def _checked(
     artifact: Artifact,
     image: npt.NDArray[np.floating],
-    query: tuple[int, int],
-    stride: int,
     bands: Sequence[str] | None,
+    stride: int,
 ) -> npt.NDArray[np.floating]:
     size = artifact.spec.patch_size
     if image.ndim != 3 or min(image.shape[1:]) < size:
         raise InputError(
             f"expected an image (band, H, W) of at least {size} x {size} pixels, got {image.shape}"
         )
-    height, width = image.shape[1:]
-    if not (0 <= query[0] < height and 0 <= query[1] < width):
-        raise InputError(
-            f"the query pixel (row {query[0]}, column {query[1]}) lies outside the image of "
-            f"{height} x {width} pixels"
-        )
     if stride < 1:
         raise InputError(f"the stride is a number of pixels, at least 1; got {stride}")
-    return select_bands(artifact.spec.bands, bands, image, axis=0)  # type: ignore[return-value]
+    pixels = select_bands(artifact.spec.bands, bands, image, axis=0)
+    if np.isinf(pixels).any():
+        raise InputError("reflectance is infinite somewhere; mark missing pixels as NaN")
+    return pixels  # type: ignore[return-value]
+
+
+def polygon_mask(
+    corners: Sequence[tuple[float, float]], shape: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """Which pixels of an image (H, W) have their centre in a polygon or on its line.
+
+    A pixel's centre is its (row, column), and so are the corners; the last is joined to the first.
+    Where the line crosses itself, the even-odd rule holds. No corner at all is an `InputError`.
+    """
+    if not len(corners):
+        raise InputError("a polygon has at least one corner, a row and a column")
+    height, width = shape
+    crossings, on_line = np.zeros((height, width + 1), np.int64), np.zeros(shape, np.bool_)
+    for (row, col), (next_row, next_col) in zip(corners, [*corners[1:], corners[0]], strict=True):
+        low, high = sorted((row, next_row))
+        rows = np.arange(max(math.ceil(low), 0), min(math.floor(high), height - 1) + 1)
+        if low == high:
+            left, right = sorted((col, next_col))
+            on_line[rows, max(math.ceil(left), 0) : max(math.floor(right) + 1, 0)] = True
+            continue
+        at = col + (rows - row) * ((next_col - col) / (next_row - row))
+        near = np.rint(at).astype(np.int64)
+        hit = (np.abs(at - near) < 1e-9) & (near >= 0) & (near < width)
+        on_line[rows[hit], near[hit]] = True
+        # A corner belongs to the edge below it alone, or it would be crossed twice.
+        once = rows < high
+        beyond = np.clip(np.floor(at[once]) + 1, 0, width).astype(np.int64)
+        np.add.at(crossings, (rows[once], beyond), 1)
+    return on_line | (crossings[:, :width].cumsum(1) % 2 == 1)
 
 
 def _origins(extent: int, size: int, stride: int) -> list[int]:

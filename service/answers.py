@@ -1,5 +1,6 @@
 """Answers as bytes: JSON, npy, pictures; each names the model that gave it."""
 
+from collections.abc import Mapping
 from io import BytesIO
 
 import numpy as np
@@ -16,13 +17,18 @@ def json_answer(answer: BaseModel, name: ArtifactName) -> Response:
     return bytes_answer(answer.model_dump_json().encode(), JSON, name)
 
 
-def npy_answer(array: npt.NDArray[np.float32], name: ArtifactName) -> Response:
+def npy_answer(
+    array: npt.NDArray[np.float32], name: ArtifactName, headers: Mapping[str, str] | None = None
+) -> Response:
     """One array as a .npy file."""
     file = BytesIO()
     np.lib.format.write_array(file, array, allow_pickle=False)
-    return bytes_answer(file.getvalue(), NPY, name)
+    return bytes_answer(file.getvalue(), NPY, name, headers)
 
 
-def bytes_answer(content: bytes, media_type: str, name: ArtifactName) -> Response:
+def bytes_answer(
+    content: bytes, media_type: str, name: ArtifactName, headers: Mapping[str, str] | None = None
+) -> Response:
     """Any other content."""
-    return Response(content, media_type=media_type, headers={"X-Artifact": name.digest})
+    named = {**(headers or {}), "X-Artifact": name.digest}
+    return Response(content, media_type=media_type, headers=named)

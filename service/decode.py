@@ -14,7 +14,8 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,25 @@ def decode_image(
     """Reflectance (band, H, W) of one image; otherwise like `decode_patches`."""
     form = _Form(3, lambda shape: _check_image(shape, expected), expected.max_bytes)
     return _reflectance(_read(body, media_type, form), declared, expected.bands, axis=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Georeference:
+    """Where on the ground an image lies."""
+
+    crs: str | None
+    """WKT."""
+    transform: tuple[float, ...]
+    """Of GDAL: easting and northing of (column, row) as a, b, c, d, e, f."""
+
+
+def georeference(body: bytes) -> Georeference | None:
+    """That of a GeoTIFF, of which no pixel is read; None where it has none."""
+    with _opened(body) as dataset:
+        if dataset.crs is None and dataset.transform.is_identity:
+            return None
+        crs = dataset.crs.to_wkt() if dataset.crs else None
+        return Georeference(crs, tuple(dataset.transform)[:6])
 
 
 def limit_gdal() -> None:
@@ -291,6 +311,18 @@ _COMPRESSIONS = frozenset({"NONE", "LZW", "DEFLATE", "PACKBITS", "ZSTD"})
 
 def _read_geotiff(body: bytes, form: _Form) -> _Raster:
     """One GeoTIFF; a patch where patches are wanted. Tags name the bands and the no-data value."""
+    with _opened(body) as dataset:
+        one_patch = (1,) if form.ndim == 4 else ()
+        shape = (*one_patch, dataset.count, dataset.height, dataset.width)
+        form.check(shape)
+        _check_geotiff(dataset, form.max_bytes)
+        pixels = dataset.read().reshape(shape)
+        return _Raster(pixels, _names_in(dataset.descriptions), dataset.nodata)
+
+
+@contextmanager
+def _opened(body: bytes) -> Iterator[Any]:
+    """A dataset of rasterio; what GDAL cannot read is a `MalformedError`."""
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
     from rasterio.io import MemoryFile
 
@@ -301,12 +333,7 @@ def _read_geotiff(body: bytes, form: _Form) -> _Raster:
         try:
             # The driver is named, so that no other can take the bytes for its own.
             with MemoryFile(body) as file, file.open(driver="GTiff") as dataset:
-                one_patch = (1,) if form.ndim == 4 else ()
-                shape = (*one_patch, dataset.count, dataset.height, dataset.width)
-                form.check(shape)
-                _check_geotiff(dataset, form.max_bytes)
-                pixels = dataset.read().reshape(shape)
-                return _Raster(pixels, _names_in(dataset.descriptions), dataset.nodata)
+                yield dataset
         except (RasterioError, ValueError, MemoryError) as error:
             raise MalformedError("GDAL cannot read this GeoTIFF; is it whole?") from error
 

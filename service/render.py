@@ -1,10 +1,14 @@
-"""A similarity map as a PNG, written with the standard library alone."""
+"""A similarity map as a PNG, written with the standard library alone, or as a GeoTIFF."""
 
 import struct
+import warnings
 import zlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from service.decode import Georeference
 
 # Viridis (CC0, by Smith and van der Walt) at sixteenths; between them it is nearly linear.
 _ANCHORS = np.array(
@@ -19,17 +23,51 @@ _ANCHORS = np.array(
 _WHITE, _BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
 
 
-def map_png(scores: npt.NDArray[np.float32], query: tuple[int, int]) -> bytes:
+def map_png(
+    scores: npt.NDArray[np.float32],
+    queries: Sequence[tuple[int, int]],
+    area: npt.NDArray[np.bool_] | None = None,
+) -> bytes:
     """RGBA picture (H, W) of scores in viridis from their lowest to their highest.
 
-    NaN is transparent. The query pixel (row, column) stands in the middle of a ring.
+    NaN is transparent. Each query pixel (row, column) stands in the middle of a ring; an `area`
+    (H, W) that was the query is outlined.
     """
     picture = np.zeros((*scores.shape, 4), np.uint8)
     valid = np.isfinite(scores)
     picture[valid, :3] = viridis(_unit_range(scores[valid]))
     picture[valid, 3] = 255
-    _draw_ring(picture, query)
+    for query in queries:
+        _draw_ring(picture, query)
+    if area is not None:
+        _draw_outline(picture, area)
     return png(picture)
+
+
+def map_geotiff(
+    layers: Sequence[npt.NDArray[np.float32]],
+    descriptions: Sequence[str],
+    ground: Georeference | None,
+    tags: Mapping[str, str],
+) -> bytes:
+    """Maps (H, W) as the bands of a GeoTIFF of float32, NaN where there is no data."""
+    from rasterio.errors import NotGeoreferencedWarning
+    from rasterio.io import MemoryFile
+    from rasterio.transform import Affine
+
+    height, width = layers[0].shape
+    placed = {"crs": ground.crs, "transform": Affine(*ground.transform)} if ground else {}
+    with warnings.catch_warnings(), MemoryFile() as file:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with file.open(
+            driver="GTiff", width=width, height=height, count=len(layers), dtype="float32",
+            nodata=np.nan, compress="deflate", predictor=3, **placed,
+        ) as dataset:  # fmt: skip
+            dataset.update_tags(**tags)
+            for band, (layer, text) in enumerate(zip(layers, descriptions, strict=True), start=1):
+                dataset.write(layer, band)
+                dataset.set_band_description(band, text)
+        return bytes(file.getbuffer())
 
 
 def viridis(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
@@ -66,3 +104,15 @@ def _draw_ring(picture: npt.NDArray[np.uint8], query: tuple[int, int]) -> None:
     distance = np.hypot(rows - query[0], columns - query[1])
     picture[(distance > 2.5) & (distance <= 6.5)] = _BLACK
     picture[(distance > 3.5) & (distance <= 5.5)] = _WHITE
+
+
+def _draw_outline(picture: npt.NDArray[np.uint8], area: npt.NDArray[np.bool_]) -> None:
+    """White pixels inside, black ones outside, so that it is seen on every colour."""
+    for inside, colour in ((area, _WHITE), (~area, _BLACK)):
+        padded = np.pad(inside, 1, mode="edge")
+        height, width = inside.shape
+        neighbours = [
+            padded[down : down + height, right : right + width]
+            for down, right in ((0, 1), (2, 1), (1, 0), (1, 2))
+        ]
+        picture[inside & ~np.logical_and.reduce(neighbours)] = colour

@@ -72,12 +72,71 @@ class ClassifyQuery(GridQuery):
     )
 
 
-class SimilarityQuery(PixelQuery):
-    """An image and one of its pixels."""
+_PIXEL_PATTERN = r"^\d{1,5},\d{1,5}$"
+_CORNER_PATTERN = r"^-?\d{1,5}(\.\d{1,6})?,-?\d{1,5}(\.\d{1,6})?$"
 
-    row: int = Field(ge=0, le=65535, description="Row of the query pixel, from 0 at the top.")
-    col: int = Field(ge=0, le=65535, description="Column of the query pixel, from 0 at the left.")
-    stride: int = Field(8, ge=1, le=64, description="Pixels between neighbouring patches.")
+
+class SimilarityQuery(PixelQuery):
+    """An image, and what in it is asked about: a pixel, several, or those of a polygon."""
+
+    row: int | None = Field(
+        None, ge=0, le=65535, description="Row of the query pixel, from 0 at the top."
+    )
+    col: int | None = Field(
+        None, ge=0, le=65535, description="Column of the query pixel, from 0 at the left."
+    )
+    pixel: list[Annotated[str, Field(pattern=_PIXEL_PATTERN)]] = Field(
+        [],
+        max_length=256,
+        description="Instead of `row` and `col`: a query pixel as row,column, such as 40,70. "
+        "Several, if it is repeated.",
+    )
+    polygon: list[Annotated[str, Field(pattern=_CORNER_PATTERN)]] = Field(
+        [],
+        max_length=256,
+        description="Instead of pixels: a corner as row,column; repeated, a polygon. The query "
+        "are the pixels whose centre is inside or on its line, or so many of them, spread evenly, "
+        "as the service takes.",
+    )
+    maps: Literal["mean", "each"] = Field(
+        "mean", description="The mean of the query pixels' maps, or each of them."
+    )
+    mode: Literal["exact", "fast"] = Field(
+        "exact",
+        description="exact: equation 5. fast: its terms of the image's features and the query's "
+        "representation alone, twice.",
+    )
+    stride: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Pixels between neighbouring patches. Default: 1 for a model whose encoder has "
+        "no stride, so that every pixel is compared; 8 for others.",
+    )
+
+    @model_validator(mode="after")
+    def _one_way_of_asking(self) -> "SimilarityQuery":
+        if (self.row is None) != (self.col is None):
+            raise ValueError("`row` and `col` stand together")
+        if (self.row is not None) + bool(self.pixel) + bool(self.polygon) != 1:
+            raise ValueError("name the query by `row` and `col`, by `pixel`, or by `polygon`")
+        if len(self.polygon) in {1, 2}:
+            raise ValueError("a polygon has at least three corners")
+        return self
+
+    @property
+    def pixels(self) -> list[tuple[int, int]]:
+        """The query pixels; none where a polygon names them."""
+        if self.row is not None and self.col is not None:
+            return [(self.row, self.col)]
+        pairs = (text.split(",") for text in self.pixel)
+        return [(int(row), int(col)) for row, col in pairs]
+
+    @property
+    def corners(self) -> list[tuple[float, float]]:
+        """Of the polygon, if there is one."""
+        pairs = (text.split(",") for text in self.polygon)
+        return [(float(row), float(col)) for row, col in pairs]
 
 
 class _PixelBody(BaseModel):
@@ -154,14 +213,21 @@ class ClassifyAnswer(_PatchAnswer):
 
 
 class SimilarityAnswer(BaseModel):
-    """Likeness to the query pixel on a grid of the image."""
+    """Likeness to the query on a grid of the image."""
 
     artifact: ArtifactName
-    query: tuple[int, int] = Field(description="Row and column.")
+    queries: list[tuple[int, int]] = Field(description="Rows and columns of the query pixels.")
+    asked: int = Field(
+        description="Pixels that were asked about. Of a large polygon, `queries` are a part."
+    )
     rows: list[int] = Field(description="Image rows of the grid.")
     cols: list[int] = Field(description="Image columns of the grid.")
     scores: list[list[float | None]] = Field(
-        description="Higher is more alike; null where the image has no data."
+        description="Higher is more alike; null where the image has no data. With several query "
+        "pixels, the mean."
+    )
+    each: list[list[list[float | None]]] | None = Field(
+        description="With `maps=each`, the scores of each query pixel."
     )
 
 

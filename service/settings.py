@@ -28,6 +28,11 @@ class Settings(BaseSettings):
     max_patches: int = Field(512, gt=0, description="Patches of an embed or classify request")
     max_pixels: int = Field(1024 * 1024, gt=0, description="Height times width of an image")
     max_windows: int = Field(4096, gt=0, description="Patches that a map or a grid may be made of")
+    max_queries: int = Field(16, gt=0, description="Query pixels that a map may average")
+    max_scores: int = Field(1024 * 1024, gt=0, description="Places of a map times its query pixels")
+    map_cache_bytes: int = Field(
+        256 * MIB, ge=0, description="Bytes of images and their features kept for further queries"
+    )
     max_batch: int = Field(64, gt=0, description="Patches that the model takes at a time")
     max_waiting: int = Field(128, ge=0, description="Requests that wait while one is worked on")
     max_waiting_bytes: int = Field(

@@ -1,88 +1,207 @@
-"""`POST /similarity`: how alike the places of an image are to one of its pixels."""
+"""`POST /similarity`: how alike the places of an image are to some of its pixels."""
 
-import math
-from typing import Annotated
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, final
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Query, Request, Response
 
-from mimodel.similarity import SimilarityMap, similarity_map
+from mimodel.likeness import Terms
+from mimodel.similarity import (
+    Pixel,
+    PreparedImage,
+    SimilarityMap,
+    mean_of,
+    polygon_mask,
+    usual_stride,
+)
 from service.answers import bytes_answer, json_answer, npy_answer
-from service.decode import JSON, NPY, PNG, decode_image
-from service.engine import Engine, Model
+from service.decode import (
+    JSON,
+    NPY,
+    PNG,
+    TIFF,
+    Declared,
+    Georeference,
+    decode_image,
+    georeference,
+)
+from service.engine import Engine, Model, Upload
 from service.errors import UnfitError
 from service.openapi import UPLOAD_STATUSES, operation
-from service.render import map_png
+from service.render import map_geotiff, map_png
 from service.requests import answer_type
 from service.schemas import SimilarityAnswer, SimilarityQuery
+from service.settings import Settings
 
-Mask = npt.NDArray[np.bool_]
+_TERMS = {"exact": Terms.ALL, "fast": Terms.IMAGE}
 
 
 def similarity_routes(engine: Engine) -> APIRouter:
     """The route, over whatever model the engine has when it is asked."""
     routes = APIRouter(tags=["pixels"], dependencies=engine.guards)
     statuses = (*engine.guard_statuses, *UPLOAD_STATUSES)
+    images = _Images(engine.settings.map_cache_bytes)
 
     @routes.post(
         "/similarity",
-        **operation(*statuses, answer=SimilarityAnswer, also=[NPY, PNG], upload="image"),
+        **operation(*statuses, answer=SimilarityAnswer, also=[NPY, PNG, TIFF], upload="image"),
     )
     async def similarity(request: Request, query: Annotated[SimilarityQuery, Query()]) -> Response:
-        """How alike each place of an image is to a query pixel.
+        """How alike each place of an image is to one of its pixels, to several, or to a polygon.
 
-        JSON holds the scores of the grid; npy (H, W) and PNG are interpolated to every pixel.
+        JSON holds the scores of the grid; npy (H, W), PNG and GeoTIFF are interpolated to every
+        pixel. With `maps=each` npy has an axis and a GeoTIFF a band for each query pixel.
         """
-        wanted = answer_type(request.headers.get("accept"), [JSON, NPY, PNG])
-        place = (query.row, query.col)
+        wanted = answer_type(request.headers.get("accept"), [JSON, NPY, PNG, TIFF])
         async with engine.upload(request) as upload:
             model = engine.model
-            image = await engine.decode(decode_image, upload, query, model)
-            valid: Mask = np.asarray(np.isfinite(image).all(axis=0))
-            _check(valid, place, query.stride, model, engine.settings.max_windows)
-            found = await engine.compute(
-                lambda: similarity_map(model.artifact, image, place, stride=query.stride)
-            )
-            return await engine.prepare(lambda: _answer(found, valid, wanted, model))
+            # Before the image, whose decoding lets the body go.
+            placed = wanted == TIFF == upload.media_type
+            ground = await engine.prepare(lambda: georeference(upload.body)) if placed else None
+            image = await _image(engine, images, upload, query, model)
+            asked = await engine.prepare(lambda: _asked(query, image, engine.settings))
+            terms = _TERMS[query.mode]
+            steps = await engine.compute(lambda: image.scores(asked.counted, terms=terms))
+            parts = []
+            # Step by step, so that a large map does not keep others from the model.
+            while (part := await engine.compute(lambda: next(steps, None))) is not None:
+                parts.append(part)
+            images.shrink()
+            maps = image.joined(asked.counted, parts)
+            return await engine.prepare(lambda: _answer(maps, asked, query, ground, wanted, model))
 
     return routes
 
 
-def _check(
-    valid: Mask, place: tuple[int, int], stride: int, model: Model, max_windows: int
-) -> None:
-    height, width = valid.shape
-    if place[0] >= height or place[1] >= width:
+@dataclass(frozen=True)
+class _Asked:
+    """The query pixels that count, and all of which they are an even sample."""
+
+    counted: Sequence[Pixel]
+    total: int
+    area: npt.NDArray[np.bool_] | None = None
+    """The polygon (H, W) that they are from."""
+
+
+async def _image(
+    engine: Engine, images: "_Images", upload: Upload, query: SimilarityQuery, model: Model
+) -> PreparedImage:
+    """The image of a body, with its features if it was asked about before."""
+    stride = query.stride or usual_stride(model.artifact)
+    said = f"{model.name.digest} {upload.media_type} {Declared.of(query)} {stride} ".encode()
+
+    def digest() -> bytes:
+        return hashlib.sha256(said + upload.body).digest()
+
+    key = await engine.prepare(digest)
+    if (image := images.get(key)) is not None:
+        return image
+    pixels = await engine.decode(decode_image, upload, query, model)
+    _check_windows(pixels.shape[1:], stride, model, engine.settings)
+    image = await engine.prepare(
+        lambda: PreparedImage(model.artifact, pixels, stride=stride, max_bytes=images.max_bytes)
+    )
+    images.put(key, image)
+    return image
+
+
+def _check_windows(size: tuple[int, ...], stride: int, model: Model, settings: Settings) -> None:
+    """Refuse a grid of more patches than may be encoded one by one."""
+    patch = model.expected.patch_size
+    windows = int(np.prod([-(-(extent - patch) // stride) + 1 for extent in size]))
+    if windows > settings.max_windows and not model.artifact.spec.encoder.dense:
         raise UnfitError(
-            f"the query pixel (row {place[0]}, column {place[1]}) lies outside the image of "
-            f"{height} x {width} pixels"
+            f"a map may compare {settings.max_windows} patches, stride {stride} makes {windows}; "
+            "take a larger stride or a smaller image"
         )
-    if not valid[place]:
-        raise UnfitError("the query pixel has no data; choose another")
-    size = model.expected.patch_size
-    windows = math.prod(math.ceil((extent - size) / stride) + 1 for extent in valid.shape)
-    if windows > max_windows:
+
+
+def _asked(query: SimilarityQuery, image: PreparedImage, settings: Settings) -> _Asked:
+    """The pixels that a query names; of a polygon no more than the limits allow, evenly."""
+    most = min(settings.max_queries, settings.max_scores // image.places)
+    if most < max(len(query.pixels), 1):
         raise UnfitError(
-            f"a map may compare {max_windows} patches, stride {stride} makes {windows}; take a "
+            f"a map of {image.places} places may have {most} query pixels; send fewer, take a "
             "larger stride or a smaller image"
         )
+    if query.pixels:
+        return _Asked(query.pixels, len(query.pixels))
+    height, width = image.valid.shape
+    area = polygon_mask(query.corners, (height, width)) & image.valid
+    inside = np.argwhere(area)
+    if not len(inside):
+        raise UnfitError("no pixel with data has its centre in the polygon; draw a larger one")
+    chosen = np.linspace(0, len(inside) - 1, min(len(inside), most)).round().astype(int)
+    return _Asked([(int(row), int(col)) for row, col in inside[chosen]], len(inside), area)
 
 
-def _answer(found: SimilarityMap, valid: Mask, wanted: str, model: Model) -> Response:
+def _answer(
+    maps: Sequence[SimilarityMap],
+    asked: _Asked,
+    query: SimilarityQuery,
+    ground: Georeference | None,
+    wanted: str,
+    model: Model,
+) -> Response:
+    mean, each = mean_of(maps), query.maps == "each"
     if wanted == JSON:
-        scores = found.scores.astype(object)
-        scores[~valid[np.ix_(found.row_centres, found.col_centres)]] = None
         answer = SimilarityAnswer(
             artifact=model.name,
-            query=found.query,
-            rows=found.row_centres.tolist(),
-            cols=found.col_centres.tolist(),
-            scores=scores.tolist(),
+            queries=list(asked.counted),
+            asked=asked.total,
+            rows=mean.row_centres.tolist(),
+            cols=mean.col_centres.tolist(),
+            scores=_lists(mean),
+            each=[_lists(one) for one in maps] if each else None,
         )
         return json_answer(answer, model.name)
-    picture = found.to_image()
-    picture[~valid] = np.nan
+    headers = {"X-Queries": f"{len(asked.counted)} of {asked.total}"}
+    if wanted == PNG:
+        marked = asked.counted if asked.area is None else ()
+        picture = map_png(mean.to_image(), marked, asked.area)
+        return bytes_answer(picture, PNG, model.name, headers)
+    layers = [one.to_image() for one in maps] if each else [mean.to_image()]
     if wanted == NPY:
-        return npy_answer(picture, model.name)
-    return bytes_answer(map_png(picture, found.query), PNG, model.name)
+        return npy_answer(np.stack(layers) if each else layers[0], model.name, headers)
+    names = [f"similarity to row {row}, column {col}" for row, col in asked.counted]
+    named = names if each or len(names) == 1 else [f"mean similarity to {len(names)} pixels"]
+    raster = map_geotiff(layers, named, ground, {"crossmi_artifact": model.name.digest})
+    return bytes_answer(raster, TIFF, model.name, headers)
+
+
+def _lists(found: SimilarityMap) -> list[list[float | None]]:
+    """The scores as JSON has them: null where the image has no data."""
+    scores: npt.NDArray[np.object_] = found.scores.astype(object)
+    scores[~found.valid[np.ix_(found.row_centres, found.col_centres)]] = None
+    lists: list[list[float | None]] = scores.tolist()
+    return lists
+
+
+@final
+class _Images:
+    """The images that were asked about last, within a number of bytes. Of one event loop."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._images: OrderedDict[bytes, PreparedImage] = OrderedDict()
+
+    def get(self, key: bytes) -> PreparedImage | None:
+        if key in self._images:
+            self._images.move_to_end(key)
+        return self._images.get(key)
+
+    def put(self, key: bytes, image: PreparedImage) -> None:
+        self._images[key] = image
+        self.shrink()
+
+    def shrink(self) -> None:
+        """Forget the images that were asked about least recently: features come with questions."""
+        held = {key: image.nbytes for key, image in self._images.items()}
+        while self._images and sum(held.values()) > self.max_bytes:
+            key, _ = self._images.popitem(last=False)
+            del held[key]

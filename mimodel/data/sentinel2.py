@@ -1,23 +1,26 @@
-"""Sentinel-2 cubes as pairs of dates and as labelled patches. Alone in mimodel it knows s2pairs."""
+"""Sentinel-2 cubes as pairs of dates and as labelled patches.
 
-import json
+Of mimodel, this module knows s2pairs, with landcover.py and scenes.py beside it.
+"""
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from mimodel.data.holding import InMemory, Looks, OnDevice, OnDisk, Places
+from mimodel.data.landcover import open_class_maps
 from mimodel.data.pairs import ORIENTATIONS, LabelledPatches, PairBatch, turned
 from mimodel.errors import DataError
 from mimodel.normalisation import Normalisation
 from s2pairs.bands import OFFSET, SCALE, STORED_NO_DATA, reflectance_from_stored
 from s2pairs.cube import Cube, open_cube
 from s2pairs.errors import S2PairsError
+from s2pairs.patches import PATCH_PX
 
 Stored = npt.NDArray[np.uint16]
 _NORMALISATION_PATCHES = 1024
@@ -49,8 +52,9 @@ class CubePairs:
     """Pairs (same place, two different dates) of one split of a cube.
 
     Places are drawn without repetition inside a batch, because the same place twice would be a
-    negative that is none; the two dates of a place are drawn uniformly from its usable ones. With
-    `turn`, a pair is seen in one of eight orientations, both dates in the same.
+    negative that is none; the two dates of a place are drawn uniformly from its usable ones. A
+    `patch` below 64 is cut out of the place's pixels, anywhere, at both dates alike. With `turn`, a
+    pair is seen in one of eight orientations, both dates in the same.
 
     A split of up to `memory_gb` is held in memory, a larger one is read batch by batch; with
     `device` it is held there, whatever its size. All three give the same pairs.
@@ -66,6 +70,7 @@ class CubePairs:
         seed: int,
         min_clear: float = 0.0,
         device: str | None = None,
+        patch: int = 64,
         turn: bool = False,
         split: str = "train",
         normalisation: Normalisation | None = None,
@@ -79,6 +84,7 @@ class CubePairs:
             )
         self._band_index = band_indices(self.cube, self.bands)
         self._seed = seed
+        self._patch = patch
         self._turn = turn
         usable = usable_dates(self.cube, min_valid, min_clear)
         in_split = np.asarray(self.cube.split) == split
@@ -96,13 +102,15 @@ class CubePairs:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        return 64, 64
+        return self._patch, self._patch
 
     @property
     def description(self) -> dict[str, str]:
         return {
             "data": f"Sentinel-2 cube, {len(self.places)} training places, "
-            f"{self.cube.dates} dates, pairs of dates{', turned' * self._turn}",
+            f"{self.cube.dates} dates, pairs of dates"
+            + f", {self._patch} x {self._patch} pixels of each" * (self._patch < 64)
+            + ", turned" * self._turn,
             "data_digest": self.cube.digest,
             "tiles": " ".join(sorted(set(np.asarray(self.cube.tile).tolist()))),
             "level": "as the cube's products (L1C: top of atmosphere)",
@@ -119,9 +127,12 @@ class CubePairs:
         chosen = rng.choice(len(self.places), size, replace=False)
         dates = np.stack([rng.choice(self._dates[place], 2, replace=False) for place in chosen])
         turns = rng.integers(ORIENTATIONS, size=size) if self._turn else np.zeros(size, np.int64)
-        chosen, dates, turns = chosen[rows], dates[rows], turns[rows]
+        corners = rng.integers(PATCH_PX + 1 - self._patch, size=(size, 2))
+        chosen, dates, turns, corners = chosen[rows], dates[rows], turns[rows], corners[rows]
         # both dates at once: one visit to each shard, one transfer of indices
         both = self._looks.take(np.tile(chosen, 2), dates.T.ravel())
+        if self._patch < PATCH_PX:
+            both = _cut(both, torch.from_numpy(np.tile(corners, (2, 1))), self._patch)
         if self._turn:
             both = turned(both, torch.from_numpy(np.tile(turns, 2)).to(both.device))
         return PairBatch(*both.chunk(2))
@@ -172,6 +183,13 @@ class CubePairs:
             offset=((OFFSET - mean) / std).astype(np.float32),
             no_data=STORED_NO_DATA,
         )
+
+
+def _cut(images: torch.Tensor, corners: torch.Tensor, size: int) -> torch.Tensor:
+    """Of each image (batch, band, 64, 64), the square whose upper left pixel `corners` names."""
+    windows = images.unfold(2, size, 1).unfold(3, size, 1)
+    rows, cols = corners.to(images.device).T
+    return windows[torch.arange(len(images), device=images.device), :, rows, cols]
 
 
 def labelled_cube(
@@ -267,57 +285,12 @@ def band_indices(cube: Cube, bands: Sequence[str]) -> list[int]:
     return [cube.bands.index(band) for band in bands]
 
 
-def _majority_classes(cube: Cube, labels: Path) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """The most frequent class of each patch (-1: its tile has no raster), and all class names."""
-    import rasterio
-    from rasterio.errors import RasterioError
-    from rasterio.windows import Window
-
+def _majority_classes(cube: Cube, labels: Path) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """The most frequent class of each patch (-1: it has none), and all class names."""
+    maps = open_class_maps(cube, labels)
     ground = np.full(cube.patches, -1, np.int64)
-    classes: list[str] = []
-    tiles = np.asarray(cube.tile)
-    for tile in np.unique(tiles):
-        file = labels / f"{tile}.tif"
-        if not file.is_file():
-            continue
-        places = np.flatnonzero(tiles == tile)
-        try:
-            with rasterio.open(file) as raster:
-                named = _class_names(raster)
-                if classes and named != classes:
-                    raise DataError(f"{file} names other classes than its neighbours in {labels}")
-                classes = named
-                _check_grid(raster, cube, int(places[0]))
-                for place in places:
-                    window = Window(cube.col[place], cube.row[place], 64, 64)
-                    values = raster.read(1, window=window)
-                    counts = np.bincount(values.ravel(), minlength=len(classes))[: len(classes)]
-                    if counts.sum():
-                        ground[place] = int(counts.argmax())
-        except (RasterioError, ValueError) as error:
-            raise DataError(f"cannot read the class map {file}: {error}") from error
-    if not classes:
-        raise DataError(
-            f"{labels} has no raster for the tiles of {cube.path}; expected files such as "
-            f"{tiles[0]}.tif"
-        )
-    return ground, classes
-
-
-def _class_names(raster: Any) -> list[str]:
-    named = json.loads(raster.tags(1).get("classes", "[]"))
-    if not named or not isinstance(named, list):
-        raise DataError(f"{raster.name} does not name its classes in the band tag 'classes'")
-    return [str(name) for name in named]
-
-
-def _check_grid(raster: Any, cube: Cube, place: int) -> None:
-    """Refuse a raster whose pixel (row, col) is not the ground that the cube has there."""
-    grid = raster.transform
-    centre = grid.c + grid.a * (cube.col[place] + 32), grid.f + grid.e * (cube.row[place] + 32)
-    same = np.allclose((*centre, grid.b, grid.d), (cube.x[place], cube.y[place], 0, 0), atol=0.5)
-    if not same or raster.crs is None or raster.crs.to_epsg() != cube.epsg[place]:
-        raise DataError(
-            f"{raster.name} does not lie on the 10 m grid of its tile (EPSG:{cube.epsg[place]}); "
-            "warp it there first, nearest neighbour"
-        )
+    for place, values in maps.read(np.arange(cube.patches)):
+        counts = np.bincount(values[values >= 0], minlength=len(maps.classes))
+        if counts.sum():
+            ground[place] = int(counts.argmax())
+    return ground, maps.classes

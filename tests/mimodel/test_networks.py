@@ -49,6 +49,24 @@ def test_encoder_layers_have_the_shapes_of_the_table(
     assert encoder.output.weight.shape == (64, flat)
 
 
+def test_the_encoder_of_small_images_has_no_stride() -> None:
+    spec = EncoderSpec.for_images(4, (9, 9))
+    x = torch.zeros(1, 4, 9, 9)
+    encoder, seen = Encoder(spec).eval(), []
+    for layer in encoder.convolutions:
+        x = layer(x)
+        if isinstance(layer, nn.LeakyReLU):
+            seen.append(tuple(x.shape[1:]))
+    assert seen == [(64, 7, 7), (128, 5, 5), (256, 3, 3)]
+    assert encoder.output.weight.shape == (64, 2304)
+    kinds = [nn.Conv2d, nn.LeakyReLU, *[nn.Conv2d, BatchNorm, nn.LeakyReLU] * 2]
+    assert [type(layer) for layer in encoder.convolutions] == kinds
+    assert spec.dense
+    assert not EncoderSpec.for_images(4).dense
+    # Table 1 needs 13 pixels.
+    assert EncoderSpec.for_images(4, (13, 13)).feature_shape == (256, 1, 1)
+
+
 def test_the_feature_map_is_taken_after_normalisation_and_activation() -> None:
     encoder = Encoder(EncoderSpec.for_images(3)).eval()
     encoded = encoder(torch.randn(2, 3, 64, 64))

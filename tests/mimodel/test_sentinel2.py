@@ -120,6 +120,26 @@ def test_a_turned_pair_is_the_pair_in_one_orientation(cube: Cube) -> None:
     assert len(seen) == 4  # values rise along a row alone, so two orientations are alike
 
 
+def test_a_smaller_patch_is_one_part_of_the_place_at_both_dates(cube: Cube) -> None:
+    whole, source = _pairs(cube), _pairs(cube, patch=9)
+    assert source.image_size == (9, 9)
+    assert source.normalisation == whole.normalisation
+    assert "9 x 9 pixels" in source.description["data"]
+    corners = set()
+    for step in range(20):
+        batch, full = source.batch(step, 12), whole.batch(step, 12)
+        assert batch.x.shape == (12, 3, 9, 9)
+        assert torch.equal(source.batch(step, 12, slice(3, 7)).y, batch.y[3:7])
+        for x, y, x_full, y_full in zip(batch.x, batch.y, full.x, full.y, strict=True):
+            # Values rise along a row, so the first column of a part says where it begins.
+            (left,) = np.flatnonzero(np.isclose(x_full[0, 0], x[0, 0, 0], atol=1e-6))
+            assert torch.equal(x_full[:, :9, left : left + 9], x)
+            assert torch.equal(y_full[:, :9, left : left + 9], y)
+            corners.add(int(left))
+    assert len(corners) > 40
+    assert {min(corners), max(corners)} == {0, 55}
+
+
 def test_more_pairs_than_places_would_make_false_negatives(cube: Cube) -> None:
     assert len(_pairs(cube).batch(0, 29).x) == 29
     with pytest.raises(DataError, match=r"30 pairs needs as many places.*29"):

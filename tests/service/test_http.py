@@ -143,7 +143,8 @@ def test_similarity_equals_the_map_in_process(
     ).json()
     assert document["rows"] == expected.row_centres.tolist()
     assert document["cols"] == expected.col_centres.tolist()
-    assert document["query"] == [60, 70]
+    assert document["queries"] == [[60, 70]]
+    assert document["each"] is None
     scores = np.array(document["scores"], np.float32)
     missing = np.isnan(image[1][np.ix_(expected.row_centres, expected.col_centres)])
     assert missing.any()
@@ -179,7 +180,15 @@ def test_similarity_as_a_picture(client: httpx.Client, image: Patches) -> None:
         ({"row": 60, "col": 70, "stride": 1}, "stride 1 makes 833"),
         ({"row": -1, "col": 70}, "query.row"),
         ({"row": "x", "col": 70}, "query.row"),
-        ({"col": 70}, "query.row: Field required"),
+        ({"col": 70}, "stand together"),
+        ({"row": 60, "col": 70, "pixel": "1,2"}, "by `row` and `col`, by `pixel`, or by `polygon`"),
+        ({}, "by `row` and `col`, by `pixel`, or by `polygon`"),
+        ({"pixel": "60;70"}, "query.pixel.0"),
+        ({"pixel": ["60,70"] * 17}, "may have 16 query pixels"),
+        ({"pixel": ["60,70", "80,0"]}, "outside the image of 80 x 112"),
+        ({"polygon": ["60,70", "70,70"]}, "at least three corners"),
+        ({"polygon": ["90,70", "90,80", "99,75"]}, "no pixel with data has its centre"),
+        ({"row": 60, "col": 70, "mode": "slow"}, "query.mode"),
         ({"row": 60, "col": 70, "stride": 0}, "query.stride"),
         ({"row": 60, "col": 70, "bands": "B02,../x"}, "query.bands"),
         ({"row": 60, "col": 70, "secret": 1}, "query: Extra inputs"),
@@ -188,7 +197,7 @@ def test_similarity_as_a_picture(client: httpx.Client, image: Patches) -> None:
     ],
 )
 def test_a_query_that_does_not_fit_is_refused(
-    client: httpx.Client, image: Patches, query: dict[str, str], says: str
+    client: httpx.Client, image: Patches, query: dict[str, str | list[str]], says: str
 ) -> None:
     answer = client.post("/similarity", params=query, content=npy_bytes(image), headers=NPY)
     refused(answer, 422, says)
