@@ -209,7 +209,7 @@ class _Look:
         normalised = artifact.spec.normalisation(pixels)
         windows = np.lib.stride_tricks.sliding_window_view(normalised, (size, size), (1, 2))
         chosen = windows[:, ::stride, ::stride].transpose(1, 2, 0, 3, 4)
-        seen = np.isfinite(pixels).all(0)[size // 2 :, size // 2 :]
+        seen = np.asarray(np.isfinite(pixels).all(0))[size // 2 :, size // 2 :]
         height, width = chosen.shape[:2]
         valid = seen[::stride, ::stride][:height, :width].ravel()
         patches = np.ascontiguousarray(chosen.reshape(-1, *chosen.shape[2:]))

@@ -208,7 +208,8 @@ class PreparedImage:
 
 def mean_of(maps: Sequence[SimilarityMap]) -> SimilarityMap:
     """The mean of maps of one image, as the map of all their queries."""
-    mean = np.mean([one.scores for one in maps], axis=0, dtype=np.float64).astype(np.float32)
+    scores = np.stack([one.scores for one in maps])
+    mean = np.asarray(scores.mean(0, dtype=np.float64), np.float32)
     return replace(maps[0], scores=mean, queries=tuple(q for one in maps for q in one.queries))
 
 
@@ -263,7 +264,8 @@ def polygon_mask(
         once = rows < high
         beyond = np.clip(np.floor(at[once]) + 1, 0, width).astype(np.int64)
         np.add.at(crossings, (rows[once], beyond), 1)
-    return on_line | (crossings[:, :width].cumsum(1) % 2 == 1)
+    inside: npt.NDArray[np.bool_] = on_line | (crossings[:, :width].cumsum(1) % 2 == 1)
+    return inside
 
 
 def _origins(extent: int, size: int, stride: int) -> list[int]:

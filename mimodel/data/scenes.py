@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from s2pairs.bands import reflectance_from_stored
 from s2pairs.cube import Cube
 
 _PATCH = 64
+_Value = TypeVar("_Value", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +103,8 @@ def _scene(
     )
 
 
-def _joined(patches: npt.NDArray[np.generic], side: int) -> npt.NDArray[np.generic]:
+def _joined(patches: npt.NDArray[_Value], side: int) -> npt.NDArray[_Value]:
     """(patch, ..., row, col) of a square, row by row, as one (..., row, col)."""
     grid = patches.reshape(side, side, *patches.shape[1:])
-    joined: npt.NDArray[np.generic] = np.block([list(row) for row in grid])
+    joined: npt.NDArray[_Value] = np.block([list(row) for row in grid])
     return joined
