@@ -26,29 +26,31 @@ setup: .venv/.installed ## make .venv from the hashed lock
 
 demo: setup ## simulate, build, train, probe, serve and ask; pictures in demo/pictures
 	mkdir -p $(DEMO)/pictures
-	@echo "== 1/6 simulate two tiles"
+	@echo "== 1/7 simulate two tiles"
 	$(BIN)/s2pairs simulate --tiles configs/tiles/demo.txt --out $(DEMO)/products \
 		--size 1536 --dates 6 --start 2019-03-01 --end 2020-02-28 --seed 1
-	@echo "== 2/6 build the cube"
+	@echo "== 2/7 build the cube"
 	$(BIN)/s2pairs build --tiles configs/tiles/demo.txt --source safe:$(DEMO)/products \
 		--out $(DEMO)/cube.zarr --dates 6
 	$(BIN)/s2pairs info $(DEMO)/cube.zarr
 	$(BIN)/s2pairs check $(DEMO)/cube.zarr
 	$(BIN)/s2pairs preview $(DEMO)/cube.zarr --out $(DEMO)/pictures/dates.png
-	@echo "== 3/6 train the shared representation"
+	@echo "== 3/7 train the shared representation"
 	$(BIN)/mimodel train $(TRAIN) --set data.cube=$(DEMO)/cube.zarr --out $(DEMO)/run
 	cp $(DEMO)/run/curves.png $(DEMO)/pictures/curves.png
-	@echo "== 4/6 probe it beside controls"
+	@echo "== 4/7 probe it beside controls"
 	$(BIN)/mimodel probe $(DEMO)/run/artifact --cube $(DEMO)/cube.zarr \
 		--labels $(DEMO)/products/truth/landcover --dates 3 --iterations 1500 --out $(DEMO)/probe
 	cp $(DEMO)/probe/retrieval.png $(DEMO)/pictures/retrieval.png
-	@echo "== 5/6 and 6/6 serve it, ask it over HTTP, stop it"
+	@echo "== 5/7 embed every patch at every date, as an index to search in"
+	$(BIN)/mimodel embed --cube $(DEMO)/cube.zarr --artifact $(DEMO)/run/artifact --out $(DEMO)/index
+	@echo "== 6/7 and 7/7 serve it, ask it over HTTP, stop it"
 	$(BIN)/python examples/first_light.py --artifact $(DEMO)/run/artifact \
 		--cube $(DEMO)/cube.zarr --out $(DEMO)/pictures
 	@echo "Pictures are in $(DEMO)/pictures. 'make serve' leaves the service running."
 
-serve: setup ## leave the service running on the demo's artifact
-	$(BIN)/crossmi-service --artifact $(DEMO)/run/artifact
+serve: setup ## leave the service running on the demo's artifact and index; its page is at /
+	$(BIN)/crossmi-service --artifact $(DEMO)/run/artifact --index $(DEMO)/index
 
 test: lint types imports unit ## what CI runs
 

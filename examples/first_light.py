@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mimodel.artifact import Artifact
+from mimodel.data.sentinel2 import mosaic
 from s2pairs.bands import reflectance_from_stored
 from s2pairs.cube import Cube, open_cube
 
@@ -38,7 +39,10 @@ def main() -> None:
     test = np.flatnonzero(cube.split == "test")
     date = int(cube.valid_fraction[test].sum(0).argmax())
     patches = reflectance_from_stored(cube.read(test[:8])[:, date])
-    image = _mosaic(cube, date)
+    ground = mosaic(cube)
+    if ground is None:
+        raise SystemExit("no patch of the cube has all its pixels at any date")
+    image = reflectance_from_stored(ground.stored)
 
     with _service(asked.artifact) as client:
         print("ready:", client.get("/readyz").json())
@@ -64,24 +68,6 @@ def main() -> None:
         likeness = np.load(io.BytesIO(body.content), allow_pickle=False)
         print(f"/similarity: a map of {likeness.shape} pixels for the query ({row}, {col})")
     _draw(cube, image, likeness, (row, col), asked.out / "similarity.png")
-
-
-def _mosaic(cube: Cube, date: int) -> Image:
-    """The largest gapless square, up to 4 x 4 patches, of ground that the cube holds at a date."""
-    index = {
-        (str(tile), int(row), int(col)): place
-        for place, (tile, row, col) in enumerate(zip(cube.tile, cube.row, cube.col, strict=True))
-    }
-    whole = cube.valid_fraction[:, date] == 1
-    for side in (4, 3, 2, 1):
-        steps = [(64 * i, 64 * j) for i in range(side) for j in range(side)]
-        for tile, row, col in index:
-            places = [index.get((tile, row + i, col + j), -1) for i, j in steps]
-            if min(places) >= 0 and whole[places].all():
-                patches = reflectance_from_stored(cube.read(places)[:, date])
-                grid = patches.reshape(side, side, *patches.shape[1:])
-                return np.concatenate([np.concatenate(list(line), axis=2) for line in grid], axis=1)
-    raise SystemExit("no patch of the cube has all its pixels at that date")
 
 
 def _npy(array: Image, headers: dict[str, str] | None = None) -> dict[str, object]:

@@ -184,6 +184,12 @@ class PatchIndex:
         }
         return cls(folder, spec, tables[PATCHES], looks, flat)
 
+    @cached_property
+    def tiles(self) -> list[str]:
+        """Names of the tiles, in order."""
+        names: list[str] = np.unique(self.patches["tile"]).tolist()
+        return names
+
     def check_made_with(self, artifact: Artifact) -> None:
         """`PatchIndexError` unless these vectors are those that `artifact` would give."""
         encoders = encoder_digests(artifact)

@@ -11,19 +11,26 @@ from service.errors import NotReadyError, install_handlers
 from service.metrics import MEDIA_TYPE
 from service.observing import Observed
 from service.openapi import describe, operation
+from service.page import page_routes
 from service.pixels import pixel_routes
 from service.schemas import HeadSummary, Health, ModelsAnswer, ModelSummary
+from service.search import search_routes
 from service.settings import Settings
 from service.similarity import similarity_routes
 
 
-def create_app(artifact: Artifact, settings: Settings, folder: Path | None = None) -> FastAPI:
+def create_app(
+    artifact: Artifact,
+    settings: Settings,
+    folder: Path | None = None,
+    index: Path | None = None,
+) -> FastAPI:
     """The service: `artifact` behind HTTP, within the limits of `settings`.
 
     With the `folder` of the artifact, it is read again when it has changed, or when
-    `app.state.engine` is told to.
+    `app.state.engine` is told to. `index` is the folder of an index to search in.
     """
-    engine = Engine(artifact, settings, folder)
+    engine = Engine(artifact, settings, folder, index)
     app = FastAPI(
         title="crossmi",
         version=version("crossmi"),
@@ -40,6 +47,8 @@ def create_app(artifact: Artifact, settings: Settings, folder: Path | None = Non
     app.include_router(_state_routes(engine))
     app.include_router(pixel_routes(engine))
     app.include_router(similarity_routes(engine))
+    app.include_router(search_routes(engine))
+    app.include_router(page_routes(engine))
     describe(app, lambda: engine.model.expected)
     return app
 

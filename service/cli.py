@@ -35,6 +35,9 @@ _EPILOG = "\n\n".join(
 @app.command(epilog=_EPILOG)
 def serve(
     artifact: Annotated[Path, typer.Option(help="Folder of a trained model.")],
+    index: Annotated[
+        Path | None, typer.Option(help="Folder of an index by that model, to search in.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
     limit: Annotated[
@@ -52,7 +55,7 @@ def serve(
         bool, typer.Option("--open-to-all", help="Serve beyond loopback without an API key.")
     ] = False,
 ) -> None:
-    """Serve a model over HTTP: embeddings, classes, similarity maps."""
+    """Serve a model over HTTP: embeddings, classes, similarity maps, search, and a page at /."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing to read again yet
     settings = _settings(limit or [], {"backend": backend} if backend else {})
@@ -62,7 +65,7 @@ def serve(
             "characters, or say --open-to-all"
         )
     with _listen(host, port) as listening:
-        _run(artifact, listening, settings)
+        _run(artifact, index, listening, settings)
 
 
 def main() -> None:
@@ -70,20 +73,20 @@ def main() -> None:
     app()
 
 
-def _run(artifact: Path, listening: socket.socket, settings: Settings) -> None:
+def _run(artifact: Path, index: Path | None, listening: socket.socket, settings: Settings) -> None:
     from service.decode import limit_gdal
 
     limit_gdal()
 
     from mimodel.artifact import Artifact
-    from mimodel.errors import ArtifactError
+    from mimodel.errors import ArtifactError, PatchIndexError
     from service.app import create_app
     from service.server import run
 
     try:
         loaded = Artifact.load(artifact)
-        app = create_app(loaded, settings, artifact)
-    except ArtifactError as error:
+        app = create_app(loaded, settings, artifact, index)
+    except (ArtifactError, PatchIndexError) as error:
         _refuse(str(error))
     host, port = listening.getsockname()[:2]
     at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

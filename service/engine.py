@@ -20,7 +20,8 @@ from fastapi import Depends, FastAPI, Request
 
 from mimodel.artifact import Artifact
 from mimodel.backends import Backend, embedder
-from mimodel.errors import ArtifactError
+from mimodel.errors import ArtifactError, PatchIndexError
+from mimodel.index import SPEC_FILE, PatchIndex
 from service.batching import Batcher
 from service.decode import Declared, Expected, Reflectance
 from service.errors import BusyError, SlowAnswerError
@@ -53,10 +54,15 @@ class Model:
     expected: Expected
     embedders: dict[str, Callable[[Reflectance], Reflectance]]
     """By representation, from patches to vectors: what the batcher joins requests for."""
+    index: PatchIndex | None = None
+    """What can be searched by its vectors."""
 
     @classmethod
-    def of(cls, artifact: Artifact, settings: Settings) -> "Model":
-        """`ArtifactError` if it reads no square patches, or its backend is not installed."""
+    def of(cls, artifact: Artifact, settings: Settings, index: Path | None = None) -> "Model":
+        """`ArtifactError` if it reads no square patches, or its backend is not installed.
+
+        `index` is the folder of an index; `PatchIndexError` if it is damaged or of another model.
+        """
         expected = Expected(
             bands=artifact.spec.bands,
             patch_size=artifact.spec.patch_size,
@@ -69,7 +75,10 @@ class Model:
             representation: embedder(artifact, representation, Backend(settings.backend))
             for representation in artifact.spec.representations
         }
-        return cls(artifact, name, expected, embedders)
+        searched = PatchIndex.load(index) if index else None
+        if searched:
+            searched.check_made_with(artifact)
+        return cls(artifact, name, expected, embedders, searched)
 
     def warm_up(self) -> None:
         """One patch through each encoder, so that the first request is as fast as others."""
@@ -95,10 +104,17 @@ class Upload:
 class Engine:
     """The model, the queue and the threads of one service. Use it from one event loop."""
 
-    def __init__(self, artifact: Artifact, settings: Settings, folder: Path | None = None) -> None:
-        """`folder` is where the artifact is read from again when it has changed."""
+    def __init__(
+        self,
+        artifact: Artifact,
+        settings: Settings,
+        folder: Path | None = None,
+        index: Path | None = None,
+    ) -> None:
+        """`folder` is where the artifact is read from again when it has changed, and `index` where
+        its index is read from."""
         self.settings = settings
-        self.model = Model.of(artifact, settings)
+        self.model = Model.of(artifact, settings, index)
         self.metrics = Metrics()
         self.metrics.model(self.model.name.id, self.model.name.digest)
         self.ready = False
@@ -109,6 +125,7 @@ class Engine:
         self.guard_statuses = (401,) * bool(settings.keys) + (429,) * bool(settings.max_rate)
         """What these may answer, for the OpenAPI document."""
         self._folder = folder
+        self._index_folder = index
         self._rates = Rates(settings.max_rate)
         self._places = 0
         self._body_bytes = 0
@@ -138,6 +155,17 @@ class Engine:
             await warming
             self._preparing.shutdown()
             self._batcher.close()
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place in the queue for a request without a body; `BusyError` if there is none."""
+        if self._places > self.settings.max_waiting:
+            raise BusyError(f"{self._places} requests are being worked on or wait; try again later")
+        self._places += 1
+        try:
+            yield
+        finally:
+            self._places -= 1
 
     @asynccontextmanager
     async def upload(self, request: Request) -> AsyncIterator[Upload]:
@@ -229,13 +257,13 @@ class Engine:
         """Load what is in the folder when it is asked for, or when it is not what was loaded."""
         if self._folder is None:
             return
-        seen = _stamp(self._folder)
+        seen = self._stamp(self._folder)
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(
                     self._reload_wanted.wait(), self.settings.watch_seconds or None
                 )
-            stamp = _stamp(self._folder)
+            stamp = self._stamp(self._folder)
             if self._reload_wanted.is_set() or stamp != seen:
                 self._reload_wanted.clear()
                 seen = stamp
@@ -245,9 +273,9 @@ class Engine:
         """Requests are answered by the present model until the new one is warm, and if it fails."""
         try:
             artifact = await asyncio.to_thread(Artifact.load, folder)
-            model = Model.of(artifact, self.settings)
+            model = await asyncio.to_thread(Model.of, artifact, self.settings, self._index_folder)
             await self.compute(model.warm_up)
-        except (ArtifactError, OSError) as error:
+        except (ArtifactError, PatchIndexError, OSError) as error:
             self.metrics.reloads.labels("failed").inc()
             log.error("the artifact cannot be read again; the present model stays: %s", error)
             return
@@ -256,6 +284,11 @@ class Engine:
         self.metrics.reloads.labels("done").inc()
         log.info("reloaded", extra={"fields": {"artifact": model.name.id}})
 
+    def _stamp(self, folder: Path) -> object:
+        """What changes when an artifact or its index is written anew: each has a file of sums."""
+        index = self._index_folder
+        return _stamp_of(folder / "SHA256SUMS"), index and _stamp_of(index / SPEC_FILE)
+
     async def _admit(self, request: Request) -> None:
         """A dependency: whoever has a key, as often as the rate allows."""
         client = client_of(request, self.settings)
@@ -263,10 +296,10 @@ class Engine:
         self._rates.count(client)
 
 
-def _stamp(folder: Path) -> tuple[int, int, int] | None:
-    """What changes when an artifact is written anew: its checksums are another file."""
+def _stamp_of(file: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written anew."""
     try:
-        status = (folder / "SHA256SUMS").stat()
+        status = file.stat()
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size

@@ -30,6 +30,10 @@ class UnauthorizedError(ServiceError):
     """The API key is missing or wrong."""
 
 
+class AbsentError(ServiceError):
+    """There is nothing of that name here."""
+
+
 class NotAcceptableError(ServiceError):
     """The client accepts none of the media types that there are."""
 
@@ -82,6 +86,7 @@ class UnfitError(DecodeError):
 STATUS: dict[type[Exception], int] = {
     MalformedError: 400,
     UnauthorizedError: 401,
+    AbsentError: 404,
     NotAcceptableError: 406,
     SlowBodyError: 408,
     TooLargeError: 413,

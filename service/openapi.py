@@ -17,7 +17,12 @@ from service.schemas import ImageBody, PatchesBody, Problem
 
 _SCHEMAS = "#/components/schemas/"
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-_BODIES = {"patches": PatchesBody, "image": ImageBody}
+_OR_ELSE = {
+    "patches": " With `stride`, an image (band, row, column).",
+    "image": "",
+    "query": " With `row` and `col`, an image (band, row, column). With `patch`, nothing.",
+}
+"""What else the body of such an upload may be."""
 
 UPLOAD_STATUSES = (400, 406, 408, 413, 415, 422, 503)
 """Errors of every route that takes pixels."""
@@ -25,6 +30,7 @@ UPLOAD_STATUSES = (400, 406, 408, 413, 415, 422, 503)
 _MEANINGS = {
     400: "The body is not of the media type that it claims.",
     401: "The API key is missing or wrong.",
+    404: "The service has no index, or the index has no such look.",
     406: "None of the accepted media types can be made.",
     408: "The body did not arrive in time.",
     413: "The body, or what it unpacks to, is over a limit.",
@@ -39,7 +45,7 @@ def operation(
     *statuses: int,
     answer: type[BaseModel] | None = None,
     also: Sequence[str] = (),
-    upload: Literal["patches", "image"] | None = None,
+    upload: Literal["patches", "image", "query"] | None = None,
 ) -> dict[str, Any]:
     """What a route's decorator needs to describe it beyond its signature.
 
@@ -88,21 +94,22 @@ def _problem(status: int) -> dict[str, Any]:
 
 
 def _request_body(upload: str) -> dict[str, Any]:
-    shape = "(N, band, row, column)" if upload == "patches" else "(band, row, column)"
-    tiff = "one patch" if upload == "patches" else "one image"
-    sent = [_BODIES[upload], ImageBody] if upload == "patches" else [ImageBody]
+    of_patches = upload != "image"
+    shape = "(N, band, row, column)" if of_patches else "(band, row, column)"
+    tiff = "one patch" if of_patches else "one image"
+    sent = [PatchesBody, ImageBody] if of_patches else [ImageBody]
+    example = "patches" if of_patches else "image"
     return {
-        "required": True,
+        "required": upload != "query",
         "description": f"Reflectance of shape {shape}, or digital numbers with `scale` and "
         f"`offset`. A GeoTIFF holds {tiff}; its band descriptions name the bands if they are "
-        "names of Sentinel-2 bands."
-        + (" With `stride`, an image (band, row, column)." if upload == "patches" else ""),
+        "names of Sentinel-2 bands." + _OR_ELSE[upload],
         "content": {
             "application/x-npy": _BINARY,
             "image/tiff": _BINARY,
             "application/json": {
                 "schema": {"anyOf": [{"$ref": _SCHEMAS + body.__name__} for body in sent]},
-                "examples": {upload: {"$ref": f"#/components/examples/{upload}"}},
+                "examples": {example: {"$ref": f"#/components/examples/{example}"}},
             },
         },
     }

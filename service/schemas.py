@@ -1,5 +1,6 @@
 """What goes over the wire: query parameters, JSON bodies, answers, problems."""
 
+import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
@@ -139,6 +140,65 @@ class SimilarityQuery(PixelQuery):
         return [(float(row), float(col)) for row, col in pairs]
 
 
+class SearchQuery(PixelQuery):
+    """What to search by, and what may be found."""
+
+    representation: Literal["shared", "exclusive", "both"] = Field(
+        "shared",
+        description="By which vectors: `shared` is what stays of a place, `exclusive` what one "
+        "date has alone.",
+    )
+    count: int = Field(10, ge=1, le=100, description="Looks to find for each query, at most.")
+    patch: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="A patch of the index to search by, with `date`."
+    )
+    date: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="Number of the date, from 0, of that patch."
+    )
+    row: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Says that the body is an image: row of the pixel to search by, with `col`.",
+    )
+    col: int | None = Field(None, ge=0, le=65535, description="Column of that pixel.")
+    tile: str | None = Field(
+        None,
+        pattern=r"^[0-9]{2}[A-Z]{3}(,[0-9]{2}[A-Z]{3}){0,99}$",
+        description="Tiles to search in, such as 31TCJ,31TDJ.",
+    )
+    start: datetime.date | None = Field(None, description="First day of acquisition, UTC.")
+    end: datetime.date | None = Field(None, description="Last day of acquisition, UTC.")
+    months: str | None = Field(
+        None,
+        pattern=r"^([1-9]|1[0-2])(,([1-9]|1[0-2])){0,11}$",
+        description="Months of acquisition in any year, such as 6,7,8.",
+    )
+    split: Literal["train", "validation", "test"] | None = Field(
+        None, description="Split of the cube to search in."
+    )
+    place: Literal["any", "same", "other"] = Field(
+        "any", description="Whether to find the place of `patch` itself, at other dates."
+    )
+    per_place: int | None = Field(
+        None, ge=1, le=1000, description="Looks of one place, at most. Default: any number."
+    )
+    min_valid: float = Field(
+        0.9, ge=0, le=1, description="Part of its pixels that a look to find has data in."
+    )
+
+    @model_validator(mode="after")
+    def _one_kind_of_query(self) -> "SearchQuery":
+        for names in (("patch", "date"), ("row", "col")):
+            if len({getattr(self, name) is None for name in names}) == 2:
+                raise ValueError(f"`{names[0]}` and `{names[1]}` stand together")
+        if self.patch is not None and self.row is not None:
+            raise ValueError("search either by a look, or by a pixel of an image")
+        if self.patch is None and self.place != "any":
+            raise ValueError(f"place={self.place} needs `patch` and `date`")
+        return self
+
+
 class _PixelBody(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -229,6 +289,74 @@ class SimilarityAnswer(BaseModel):
     each: list[list[list[float | None]]] | None = Field(
         description="With `maps=each`, the scores of each query pixel."
     )
+
+
+class FoundLook(BaseModel):
+    """A patch of the index at one of its dates."""
+
+    patch: int = Field(description="Index of the patch in the cube.")
+    date: int = Field(description="Index of the date in the cube.")
+    distance: float = Field(
+        description="Root mean square of the differences over the dimensions, each divided by its "
+        "deviation over the training split: 0 is the same, two looks at random have about 1.4."
+    )
+    tile: str
+    region: int
+    row: int = Field(description="Pixel row of its upper left pixel on the tile's 10 m grid.")
+    col: int
+    epsg: int
+    x: float = Field(description="UTM easting of its centre, metres.")
+    y: float = Field(description="UTM northing of its centre, metres.")
+    lon: float
+    lat: float
+    split: str
+    acquired: str = Field(description="Sensing start, UTC.")
+    product: str
+    valid_fraction: float
+    thumbnail: str = Field(description="Path of its picture, from the service's root.")
+
+
+class Searched(BaseModel):
+    """What was found for one query, nearest first."""
+
+    valid_fraction: float = Field(description="Part of the query's pixels that have data.")
+    nearest: list[FoundLook]
+
+
+class SearchAnswer(BaseModel):
+    """What was found for each query."""
+
+    artifact: ArtifactName
+    cube: str = Field(description="SHA-256 of the cube that was indexed.")
+    representation: str
+    queries: list[Searched]
+
+
+class SampleSummary(BaseModel):
+    """How to read `index/sample.npy`: reflectance = number * scale + offset, but for nodata."""
+
+    bands: list[str]
+    scale: float
+    offset: float
+    nodata: int
+    patch: int = Field(description="The patch of its upper left corner.")
+    date: int
+
+
+class IndexSummary(BaseModel):
+    """What can be searched."""
+
+    cube: str = Field(description="SHA-256 of the cube that was indexed.")
+    level: str
+    notice: str
+    patches: int
+    dates: int = Field(description="Dates of each patch.")
+    tiles: dict[str, int] = Field(description="Patches of each tile.")
+    splits: dict[str, int] = Field(description="Patches of each split.")
+    start: datetime.date = Field(description="Day of the first acquisition, UTC.")
+    end: datetime.date = Field(description="Day of the last one.")
+    representations: dict[str, int]
+    sample: SampleSummary | None
 
 
 class HeadSummary(BaseModel):

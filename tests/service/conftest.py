@@ -16,19 +16,37 @@ import numpy.typing as npt
 import pytest
 
 from mimodel.artifact import Artifact, HeadSpec
+from mimodel.embed import embed_cube
+from s2pairs.cube import Cube
+from tests.cubes import made_cube
 from tests.models import CLASSES, small_artifact
 
 
 @pytest.fixture(scope="session")
 def artifact_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("service") / "artifact"
-    small_artifact(folder, {"cover": HeadSpec(classes=CLASSES, hidden=16)})
+    small_artifact(folder, {"cover": HeadSpec(classes=CLASSES, hidden=16)}, exclusive=8)
     return folder
 
 
 @pytest.fixture(scope="session")
 def artifact(artifact_folder: Path) -> Artifact:
     return Artifact.load(artifact_folder)
+
+
+@pytest.fixture(scope="session")
+def cube(tmp_path_factory: pytest.TempPathFactory) -> Cube:
+    return made_cube(tmp_path_factory.mktemp("service") / "cube.zarr", 24, columns=4)
+
+
+@pytest.fixture(scope="session")
+def index_folder(
+    artifact_folder: Path, cube: Cube, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The index of `cube` by the artifact."""
+    out = tmp_path_factory.mktemp("service") / "index"
+    embed_cube(artifact_folder, cube.path, out, scheduler=None, progress=lambda *_: None)
+    return out
 
 
 @pytest.fixture
@@ -87,11 +105,11 @@ def serving(artifact_folder: Path, *options: str, **environment: str) -> Iterato
 
 
 @pytest.fixture(scope="session")
-def service(artifact_folder: Path) -> Iterator[Running]:
+def service(artifact_folder: Path, index_folder: Path) -> Iterator[Running]:
     """One service with small limits, for all tests that change nothing in it."""
     limits = ["max_patches=8", "max_pixels=40000", "max_windows=100", "max_body_bytes=4194304"]
     options = [part for limit in limits for part in ("--limit", limit)]
-    with serving(artifact_folder, *options) as running:
+    with serving(artifact_folder, "--index", str(index_folder), *options) as running:
         yield running
 
 

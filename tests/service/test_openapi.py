@@ -51,7 +51,7 @@ def test_every_example_runs(client: httpx.Client, document: dict[str, Any]) -> N
                 )
                 assert answer.status_code == 200, answer.text
                 ran.append(path)
-    assert ran == ["/embed", "/classify", "/similarity"]
+    assert ran == ["/embed", "/classify", "/similarity", "/search", "/preview"]
 
 
 def test_every_reference_of_the_document_exists(document: dict[str, Any]) -> None:
