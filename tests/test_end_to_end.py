@@ -72,6 +72,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "mimodel probe run/artifact --cube cube.zarr --labels products/truth/landcover "
         "--iterations 20 --dates 2 --out probe",
     )
+    run(folder, "mimodel embed --cube cube.zarr --artifact run/artifact --out index")
     return folder
 
 
@@ -117,7 +118,7 @@ def test_the_tour_over_http(line: Path) -> None:
 def test_the_notebooks_run(line: Path, tmp_path: Path) -> None:
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
     assert notebooks
-    with serving(line / "run" / "artifact") as service:
+    with serving(line / "run" / "artifact", "--index", str(line / "index")) as service:
         for notebook in notebooks:
             copy = shutil.copy(notebook, tmp_path)
             run(
