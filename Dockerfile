@@ -9,6 +9,7 @@ COPY requirements.lock pyproject.toml README.md LICENSE ./
 COPY s2pairs ./s2pairs
 COPY mimodel ./mimodel
 COPY service ./service
+COPY crossmi ./crossmi
 RUN uv venv --python /usr/local/bin/python /opt/crossmi
 
 FROM build AS build-service
