@@ -45,7 +45,9 @@ def _of_each(
             values = np.concatenate([np.array(each[name], np.float32) for each in documents])
             inner = ["class" if name == "probabilities" else f"{name}_dimension"][: values.ndim - 1]
             variables[name] = ((*dims, *inner), values.reshape((*shape, *values.shape[1:])))
-    made = xr.Dataset(variables, along, _attributes(first))
+    # what the service says of a patch goes before what a cube said of it under the same name
+    beside = {name: values for name, values in along.items() if name not in variables}
+    made = xr.Dataset(variables, beside, _attributes(first))
     return made.assign_coords({"class": list(first["classes"])}) if "classes" in first else made
 
 

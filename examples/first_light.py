@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mimodel.artifact import Artifact
+from mimodel.backends import Backend, embedder
 from mimodel.data.sentinel2 import mosaic
+from mimodel.normalisation import select_bands
 from s2pairs.bands import reflectance_from_stored
 from s2pairs.cube import Cube, open_cube
 
@@ -48,7 +50,10 @@ def main() -> None:
         print("ready:", client.get("/readyz").json())
         answer = client.post("/embed", params=bands, **_npy(patches)).raise_for_status().json()
         shared = np.array(answer["shared"], np.float32)
-        in_process = Artifact.load(asked.artifact).embed(patches, cube.bands)
+        artifact = Artifact.load(asked.artifact)
+        in_process = embedder(artifact, "shared", Backend.FOLDED)(
+            select_bands(artifact.spec.bands, cube.bands, patches, axis=1)
+        )
         difference = np.abs(shared - in_process).max()
         print(f"/embed: {shared.shape}, largest difference to embedding in process {difference}")
 

@@ -5,6 +5,7 @@ layers of 60 m. Both say the same of every pixel. Of the outlines of detectors t
 bands are written, as if one detector had seen all; masks of defects and of quality are left out.
 """
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,6 +58,11 @@ class L1CMasks:
     snow: Cells
     seen: Cells
     """Where a detector saw the ground."""
+
+
+_one_tracing = threading.Lock()
+"""rasterio silences a warning of its own for the whole process while it traces: of two threads, one
+would see it."""
 
 
 def mask_files(product: L1CProduct, masks: L1CMasks) -> dict[str, bytes]:
@@ -117,7 +123,8 @@ def _outlines(product: L1CProduct, cells: Cells) -> list[list[list[tuple[int, in
 
     left, top = product.tile.upper_left()
     to_ground = Affine(_CELL_M, 0, left, 0, -_CELL_M, top)
-    traced = shapes(cells.astype(np.uint8), mask=cells, transform=to_ground)
+    with _one_tracing:
+        traced = list(shapes(cells.astype(np.uint8), mask=cells, transform=to_ground))
     return [
         [[(round(x), round(y)) for x, y in ring] for ring in shape["coordinates"]]
         for shape, _ in traced

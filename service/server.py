@@ -1,5 +1,6 @@
 """uvicorn as this service runs it: signals, the way to the end, the log."""
 
+import asyncio
 import logging.config
 import signal
 import socket
@@ -13,6 +14,8 @@ from fastapi import FastAPI
 from service.engine import Engine
 from service.observing import LOGGING
 from service.settings import Settings
+
+_LAST_WORDS_SECONDS = 0.5
 
 
 def run(app: FastAPI, listening: socket.socket, settings: Settings) -> None:
@@ -61,6 +64,19 @@ class Server(uvicorn.Server):
             self._end = time.monotonic() + self._notice_seconds
             return
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, and let whoever connected just before say what is wanted.
+
+        uvicorn closes a connection on which no request has arrived yet; one may be on its way.
+        """
+        if not self.force_exit:
+            for server in self.servers:
+                server.close()
+            for listening in sockets or []:
+                listening.close()
+            await asyncio.sleep(_LAST_WORDS_SECONDS)
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether it is time to close the port."""

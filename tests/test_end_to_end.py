@@ -92,10 +92,10 @@ def test_what_the_line_leaves_behind(line: Path) -> None:
 
 def test_the_specification_of_the_cube_opens_one(line: Path) -> None:
     specification = (ROOT / "docs/cube.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", specification, re.DOTALL)
+    examples = "\n".join(re.findall(r"```python\n(.*?)```", specification, re.DOTALL))
     (way_out,) = re.findall(r"`(cube\.drop_vars.*?)`", specification)
     subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"{example}\n{way_out}"], cwd=line, check=True
+        [sys.executable, "-W", "error", "-c", f"{examples}\n{way_out}"], cwd=line, check=True
     )
 
 
