@@ -11,7 +11,8 @@ import torch
 from affine import Affine
 from torch import Tensor
 
-from mimodel.data.sentinel2 import CubePairs, labelled_cube
+from mimodel.data.pairs import PairBatch, prefetched
+from mimodel.data.sentinel2 import CubePairs, labelled_cube, usable_dates
 from mimodel.errors import DataError, InputError
 from mimodel.normalisation import Normalisation
 from s2pairs.cube import Cube, create, open_cube
@@ -229,3 +230,56 @@ def test_what_is_missing_is_named(cube: Cube, tmp_path: Path) -> None:
         labelled_cube(cube.path, tmp_path, bands=BANDS, min_valid=0.9, dates=2, seed=0)
     with pytest.raises(DataError, match="0 places of the holdout split"):
         _pairs(cube, split="holdout")
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_the_disk_memory_and_a_device_give_the_same_batches(cube: Cube, turn: bool) -> None:
+    near = _pairs(cube, turn=turn)
+    for other in ({"memory_gb": 0.0}, {"device": "cpu"}):
+        source = _pairs(cube, turn=turn, **other)
+        for step in range(3):
+            for one, same in zip(_sides(near, step), _sides(source, step), strict=True):
+                torch.testing.assert_close(one, same, atol=1e-5, rtol=1e-5)
+    with pytest.raises(DataError, match=r"cannot hold 0\.0 GB of patches on nonsense"):
+        _pairs(cube, device="nonsense")
+
+
+def _sides(source: CubePairs, step: int) -> tuple[Tensor, Tensor]:
+    batch = source.batch(step, 8, slice(2, 7))
+    return batch.x, batch.y
+
+
+def test_readers_change_nothing_and_make_no_more_than_is_asked(cube: Cube) -> None:
+    source = _pairs(cube, memory_gb=0.0)
+
+    class Counting:
+        begun = 0
+
+        def batch(self, step: int, size: int, rows: slice = slice(None)) -> PairBatch:
+            Counting.begun += 1
+            return source.batch(step, size, rows)
+
+    for readers in (1, 3):
+        Counting.begun = 0
+        taken = 0
+        for step, batch in enumerate(
+            prefetched(Counting(), range(5, 17), 8, readers=readers),
+            start=5,  # type: ignore[arg-type]
+        ):
+            taken += 1
+            assert torch.equal(batch.x, source.batch(step, 8).x)
+            assert Counting.begun <= taken + readers
+        assert taken == 12
+
+
+def test_clouded_dates_are_left_out(cube: Cube, tmp_path: Path) -> None:
+    """The masks of the fixture's cube say nothing; of this copy they flag one date of a place."""
+    copy = tmp_path / "cube.zarr"
+    shutil.copytree(cube.path, copy)
+    stored, masks = cube.read(range(PLACES)), cube.read_masks(range(PLACES)).copy()
+    masks[7, 2, :40] |= 4  # cloud over five eighths
+    write_shard(copy, 0, cube.layout, stored, masks)
+    usable = usable_dates(open_cube(copy), 0.9, 0.5)
+    assert not usable[7, 2]
+    assert (usable != usable_dates(cube, 0.9, 0.5)).sum() == 1
+    assert usable_dates(open_cube(copy), 0.9)[7, 2]
