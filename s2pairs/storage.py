@@ -98,6 +98,10 @@ class LocalStore(Store):
     def __init__(self, place: Path) -> None:
         self.place: Path = place
 
+    def __reduce__(self) -> tuple[type["LocalStore"], tuple[Path]]:
+        # another process may stand in another folder
+        return LocalStore, (self.place.absolute(),)
+
     def read(self, key: str) -> bytes:
         return (self.place / key).read_bytes()
 

@@ -29,11 +29,11 @@ def open_source(
     if kind == "safe" and place:
         from s2pairs.sources.safe import SafeCatalogue
 
-        return SafeCatalogue(Path(place), bands)
+        return SafeCatalogue(Path(place).absolute(), bands)
     if kind == "rasters" and place:
         from s2pairs.sources.rasters import RastersCatalogue
 
-        return RastersCatalogue(Path(place), bands)
+        return RastersCatalogue(Path(place).absolute(), bands)
     if kind == "stac" and place:
         from s2pairs.sources.stac import StacCatalogue
         from s2pairs.sources.web import Patience

@@ -273,6 +273,10 @@ class _Service:
         self._token = ""
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type["_Service"], tuple["SHConfig", Patience]]:
+        # another process asks for a token of its own
+        return _Service, (self._config, self._web.patience)
+
     def get_json_dict(
         self, url: str, *, post_values: Any, use_session: bool = True
     ) -> Mapping[str, Any]:
@@ -352,6 +356,10 @@ class _Kept:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._windows: OrderedDict[tuple[str, PixelWindow], npt.NDArray[np.uint16]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type["_Kept"], tuple[()]]:
+        # another process reads its own windows
+        return _Kept, ()
 
     def get(self, key: tuple[str, PixelWindow]) -> npt.NDArray[np.uint16] | None:
         with self._lock:

@@ -138,6 +138,10 @@ class Web:
         for scheme in _PORTS:
             self.session.mount(f"{scheme}://", adapter)
 
+    def __reduce__(self) -> tuple[type["Web"], tuple[Reach, Patience]]:
+        # another process has connections of its own
+        return Web, (self.reach, self.patience)
+
     def ask(
         self,
         method: str,

@@ -1,6 +1,7 @@
 """Builds by processes: a real Dask cluster, a worker that is killed, a scheduler elsewhere."""
 
 import os
+import pickle
 import re
 import signal
 import threading
@@ -14,6 +15,7 @@ from s2pairs.build import Request, build
 from s2pairs.cube import open_cube
 from s2pairs.errors import S2PairsError
 from s2pairs.running import Processes, Scheduler, Threads, run_all
+from s2pairs.storage import store_at
 from s2pairs.tiles import TileId
 from tests.s2pairs.files import bytes_of
 from tests.worlds import Places, l1c
@@ -124,3 +126,20 @@ def test_a_failing_task_ends_the_others() -> None:
     with pytest.raises(S2PairsError, match="on purpose"):
         run_all(fail, [One() for _ in range(500)], Threads(1), lambda *_: None)
     assert len(begun) < 500
+
+
+def test_what_a_worker_is_sent_can_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources that hold connections make them anew; a path does not depend on where one stands."""
+    from sentinelhub import SHConfig
+
+    from s2pairs.sources.sentinelhub import _Kept, _Service
+    from s2pairs.sources.web import Patience, Reach, Web
+
+    config = SHConfig(use_defaults=True)
+    web = Web(Reach.of("https://example.org"), Patience(tries=2))
+    for each in (web, _Service(config, Patience()), _Kept()):
+        assert type(pickle.loads(pickle.dumps(each))) is type(each)
+    assert pickle.loads(pickle.dumps(web)).patience.tries == 2
+    monkeypatch.chdir(tmp_path)
+    sent = pickle.loads(pickle.dumps(store_at("cube.zarr")))
+    assert sent.place == tmp_path / "cube.zarr"
