@@ -71,10 +71,10 @@ unit: setup
 
 unit-data unit-rest: export OMP_NUM_THREADS = 1
 unit-data: setup
-	$(BIN)/pytest tests/s2pairs tests/mimodel
+	$(BIN)/pytest tests/s2pairs tests/test_end_to_end.py
 
 unit-rest: setup
-	$(BIN)/pytest tests --ignore tests/s2pairs --ignore tests/mimodel
+	$(BIN)/pytest tests --ignore tests/s2pairs --ignore tests/test_end_to_end.py
 
 test-slow: setup ## the tests that take minutes
 	$(BIN)/pytest -m slow

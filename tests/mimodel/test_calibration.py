@@ -63,6 +63,7 @@ def _kinds(seed: int, of: int, name: str) -> LabelledImages:
     )
 
 
+@pytest.mark.slow
 def test_a_trained_run_holds_the_information_of_its_pairs(tmp_path: Path) -> None:
     """Three kinds in two domains share ln 3; asked without the switch, or of pairs that share
     nothing, T would say something else."""

@@ -75,7 +75,8 @@ def what_the_ledger_says_is_true(path: Path) -> int:
     return len(stand)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [30])
 def test_kills_at_random_moments(whole: tuple[Path, float], tmp_path: Path, kills: int) -> None:
     wanted, seconds = bytes_of(whole[0]), whole[1]
     path = tmp_path / "cube.zarr"
