@@ -56,6 +56,7 @@ def test_a_factor_is_read_where_it_was_planted_and_nowhere_else() -> None:
         assert accuracy["exclusive", "digit", probe] == pytest.approx(1 / 10, abs=0.035), probe
 
 
+@pytest.mark.slow
 def test_noise_and_shuffled_labels_give_chance() -> None:
     rng = np.random.default_rng(1)
     data = _data(rng)

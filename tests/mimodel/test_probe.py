@@ -43,6 +43,7 @@ def test_the_classifier_reads_a_planted_factor_whatever_its_scale() -> None:
     assert _accuracy(*_clusters(800, planted=True)) > 0.98
 
 
+@pytest.mark.slow
 def test_the_classifier_gets_chance_where_there_is_nothing() -> None:
     # Binomial, 400 answers at 1/4: standard deviation 0.022.
     assert abs(_accuracy(*_clusters(800, planted=False)) - 0.25) < 0.09

@@ -282,6 +282,7 @@ def kill_after(folder: Path, name: str, rows: int) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_killed_build_resumes_to_the_same_bytes(many: Path) -> None:
     whole = build_at(many, MANY, name="whole.zarr", workers=2)
     assert whole.shards >= 6

@@ -123,6 +123,7 @@ def test_a_key_is_wanted_where_there_is_one(artifact: Artifact) -> None:
         assert "401" in document["paths"]["/embed"]["post"]["responses"]
 
 
+@pytest.mark.slow
 def test_sigterm_lets_open_requests_end(artifact_folder: Path) -> None:
     image = npy_bytes(np.random.default_rng(0).uniform(0, 1, (4, 160, 160)).astype(np.float32))
     answers: list[tuple[int, float]] = []
