@@ -115,11 +115,12 @@ def test_a_limit_on_files_stops_a_build_and_what_stands_stays(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 2 MB."""
+def small_disk(whole: tuple[Path, float], tmp_path: Path) -> Iterator[Path]:
+    """A disk for two thirds of the cube."""
+    size = sum(file.stat().st_size for file in whole[0].rglob("*") if file.is_file()) * 2 // 3
     place = tmp_path / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
     if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("a small disk cannot be mounted here")
     yield place
