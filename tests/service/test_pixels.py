@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from mimodel.artifact import Artifact, HeadSpec, Networks, frozen
 from mimodel.backends import Backend, embedder
 from mimodel.novelty import fit_novelty
+from service.app import create_app
 from service.settings import Settings
-from tests.models import CLASSES
+from tests.models import CLASSES, small_artifact
 from tests.service.bodies import geotiff_bytes, npy_bytes
 from tests.service.test_http import AS_NPY, JSON, NPY, TIFF, array_of, refused
-from tests.service.test_load import in_a_thread
+from tests.service.test_load import app_in_a_thread, in_a_thread
 
 Patches = npt.NDArray[np.float32]
 
@@ -88,14 +90,14 @@ def test_either_or_both_representations(
         assert document["grid"] is None
 
 
-def test_a_representation_that_the_model_lacks_is_named(
-    client: httpx.Client, patches: Patches
-) -> None:
-    for name in ("exclusive", "both"):
-        answer = client.post(
-            "/embed", params={"representation": name}, content=npy_bytes(patches), headers=NPY
-        )
-        refused(answer, 422, "no representation 'exclusive'; it has: shared")
+def test_a_representation_that_the_model_lacks_is_named(tmp_path: Path, patches: Patches) -> None:
+    app = create_app(small_artifact(tmp_path / "artifact", {}), Settings())
+    with app_in_a_thread(app) as client:
+        for name in ("exclusive", "both"):
+            answer = client.post(
+                "/embed", params={"representation": name}, content=npy_bytes(patches), headers=NPY
+            )
+            refused(answer, 422, "no representation 'exclusive'; it has: shared")
 
 
 def test_classes_are_calibrated_and_say_how_strange_a_patch_is(
