@@ -118,8 +118,12 @@ class StacCatalogue:
             beside_local_catalogue=not remote,
         )
         self._start = start if remote else str(Path(start).resolve())
-        self._root = _root(self._start, self._web)
+        self._root: Any = _root(self._start, self._web)
         self._listed: dict[str, list[pystac.Item]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to read scenes; it opens the catalogue if it is to list."""
+        return {**vars(self), "_root": None, "_listed": None}
 
     def scenes(self, tile: TileId) -> Listing:
         """The usable products of a tile by name; the others are left out with their reasons."""
@@ -151,6 +155,8 @@ class StacCatalogue:
     def _items(self, tile: TileId) -> list["pystac.Item"]:
         import pystac_client
 
+        if self._root is None:
+            self._root = _root(self._start, self._web)
         if isinstance(self._root, pystac_client.Client):
             found = _searched(self._root, tile, self._collection, self._tile_property, self._wanted)
             return [item for item in found if _tile_name(item) == tile.name]

@@ -1,5 +1,6 @@
 """Folders of rasters: names, settings, numbers, grids, offsets, and real exports of three kinds."""
 
+import pickle
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -90,6 +91,8 @@ def test_a_file_a_band_by_a_pattern_and_coarser_bands(tmp_path: Path) -> None:
     assert scene.acquired == datetime(2020, 1, 13, 10, 44, 11, tzinfo=UTC)
     assert scene.level == "L1C"
     np.testing.assert_array_equal(stored(catalogue, scene, "B04"), fine + 1000)
+    sent = pickle.loads(pickle.dumps(catalogue))  # as tasks are to workers
+    np.testing.assert_array_equal(stored(sent, scene, "B04"), fine + 1000)
     truth = coarse.repeat(2, 0).repeat(2, 1) + 1000
     np.testing.assert_array_equal(stored(catalogue, scene, "B11"), truth)
 

@@ -1,6 +1,7 @@
 """Sentinel Hub: the made world through OAuth, Catalog and Process over real HTTP; its faults."""
 
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,6 +107,17 @@ def test_all_bands_come_with_one_request(service: SentinelHub) -> None:
         assert isinstance(catalogue, Priced)
         priced = catalogue.cost(scene, BANDS, windows)
         assert (priced.requests, priced.processing_units) == (cost.requests, cost.processing_units)
+
+
+def test_another_process_can_read_what_was_listed_here(service: SentinelHub) -> None:
+    """Tasks are sent to workers with their catalogue; each has a token of its own."""
+    with running(service) as (catalogue, _):
+        scene = catalogue.scenes(TILES[0]).scenes[0]
+        window = [PixelWindow(0, 0, 64, 64)]
+        given = service.given
+        (there,) = pickle.loads(pickle.dumps(catalogue)).read(scene, "B04", window)
+        np.testing.assert_array_equal(there, catalogue.read(scene, "B04", window)[0])
+        assert service.given == given + 1
 
 
 def test_only_the_tile_that_was_asked_for(service: SentinelHub) -> None:

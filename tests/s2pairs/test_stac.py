@@ -2,10 +2,12 @@
 
 import copy
 import json
+import pickle
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,22 @@ def test_only_what_may_be_chosen_is_opened(made_world: World, safe: Remembering)
         cloudy = [scene.product for scene in listing.scenes if scene.cloud_cover > 2]
         assert len(cloudy) == 1
         assert not [path for path in server.paths() if cloudy[0] in path]
+
+
+def test_another_process_can_read_what_was_listed_here(made_world: World) -> None:
+    """Tasks are sent to workers with their catalogue."""
+    with api_of(made_world) as (_, server):
+        catalogue = over_http(server, wanted=None)
+        scene = catalogue.scenes(TILES[0]).scenes[0]
+        asked = len(server.asked)
+        sent = pickle.loads(pickle.dumps(catalogue))
+        assert len(server.asked) == asked  # nothing is opened before it is needed
+        window = [PixelWindow(5, 6, 64, 70)]
+        (here,), (there,) = (each.read(scene, "B04", window) for each in (catalogue, sent))
+        np.testing.assert_array_equal(here, there)
+        with pytest.raises(SceneError, match="is not asked"):
+            sent.read(replace(scene, assets={"B04": "http://127.0.0.1:9/x.jp2"}), "B04", window)
+        assert sent.scenes(TILES[0]) == catalogue.scenes(TILES[0])
 
 
 # --- faults -------------------------------------------------------------------------------------
