@@ -1,14 +1,12 @@
 """SIGKILL at random moments, and a full disk: the same command ends with the same bytes."""
 
-import multiprocessing
 import os
-import resource
 import shutil
-import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from multiprocessing.process import BaseProcess
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from s2pairs.tiles import TileId
 from tests.s2pairs.files import bytes_of
 from tests.worlds import Places, l1c
 
+ROOT = Path(__file__).parents[2]
 TILES = ("31TCJ", "19KDQ")
 SOURCE = Places(
     tuple(l1c(tile, day, size=896) for tile in TILES for day in ("2020-01-03", "2020-03-10"))
@@ -32,37 +31,44 @@ SOURCE = Places(
 REQUEST = Request(tuple(map(TileId.parse, TILES)), ("B04",), dates=2, regions=49, region_size=128)
 
 
-def make(path: Path, most_bytes: int = 0) -> None:
-    """Build, one shard a task; `most_bytes` is the longest file that may be written."""
-    filling.TASK_BYTES = 1
-    if most_bytes:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-    build(REQUEST, SOURCE, path, workers=2, progress=lambda *_: None)
+def make(path: Path) -> None:
+    """Build, one shard a task."""
+    usual, filling.TASK_BYTES = filling.TASK_BYTES, 1
+    try:
+        build(REQUEST, SOURCE, path, workers=2, progress=lambda *_: None)
+    finally:
+        filling.TASK_BYTES = usual
 
 
-def started(path: Path, most_bytes: int = 0) -> BaseProcess:
-    """A process of its own, forked from one that has imported what a build needs."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["tests.s2pairs.test_kills", "zarr", "scipy.fft", "rasterio.warp"]
+@contextmanager
+def started(path: Path, before: str = "pass") -> Iterator[subprocess.Popen[str]]:
+    """A build in a process of its own that has imported all it needs and now begins."""
+    program = (
+        "import sys, pathlib, zarr, scipy.fft, scipy.optimize, rasterio.warp\n"
+        "from tests.s2pairs.test_kills import make\n"
+        f"{before}\n"
+        "print('begins', flush=True)\n"
+        f"make(pathlib.Path({str(path)!r}))\n"
     )
-    process = context.Process(target=make, args=(path, most_bytes))
-    process.start()
-    return process
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
+        yield process
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A cube that was built without interruption, and the seconds that took."""
-    folder = tmp_path_factory.mktemp("whole")
-    started(folder / "first.zarr").join()  # the first start imports
-    begun = time.monotonic()
-    process = started(folder / "cube.zarr")
-    process.join()
-    assert process.exitcode == 0
-    assert open_cube(folder / "cube.zarr").shards >= 5
-    return folder / "cube.zarr", time.monotonic() - begun
+    path = tmp_path_factory.mktemp("whole") / "cube.zarr"
+    with started(path) as process:
+        begun = time.monotonic()
+        assert process.wait() == 0
+        seconds = time.monotonic() - begun
+    assert open_cube(path).shards >= 5
+    return path, seconds
 
 
 def what_the_ledger_says_is_true(path: Path) -> int:
@@ -84,14 +90,14 @@ def test_kills_at_random_moments(whole: tuple[Path, float], tmp_path: Path, kill
     hit = 0
     stood = set()
     while hit < kills:
-        process = started(path)
-        process.join(draw.uniform(0, seconds))
-        if process.exitcode is None:
-            process.kill()
-            hit += 1
-        process.join()
+        with started(path) as process:
+            try:
+                process.wait(draw.uniform(0, seconds))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                hit += 1
         stood.add(what_the_ledger_says_is_true(path))
-        if process.exitcode == 0:  # it was quicker; begin again
+        if process.returncode == 0:  # it was quicker; begin again
             assert bytes_of(path) == wanted
             shutil.rmtree(path)
     make(path)
@@ -103,11 +109,15 @@ def test_kills_at_random_moments(whole: tuple[Path, float], tmp_path: Path, kill
 def test_a_limit_on_files_stops_a_build_and_what_stands_stays(
     whole: tuple[Path, float], tmp_path: Path
 ) -> None:
-    """As a full disk does, the kernel refuses to write on: here past the length of a shard."""
+    """As on a full disk, the kernel refuses to write on: here past 100 kB of a file."""
     path = tmp_path / "cube.zarr"
-    process = started(path, most_bytes=100_000)
-    process.join()
-    assert process.exitcode == 1
+    limited = (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    )
+    with started(path, limited) as process:
+        assert process.wait() == 1
     assert what_the_ledger_says_is_true(path) == 0
     assert not list(path.rglob("*.new"))
     make(path)
