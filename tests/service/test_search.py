@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from mimodel.artifact import Artifact
+from mimodel.artifact import Artifact, HeadSpec
 from mimodel.index import PatchIndex, Wanted
 from s2pairs.bands import reflectance_from_stored
 from s2pairs.cube import Cube
@@ -20,9 +21,11 @@ from service.settings import Settings
 from tests.cubes import DAYS, TILES
 from tests.models import small_artifact
 from tests.service.bodies import geotiff_bytes, npy_bytes
+from tests.service.conftest import serving
 from tests.service.test_cli import one_sentence, run
 from tests.service.test_http import JSON, NPY, TIFF, refused
 from tests.service.test_load import in_a_thread
+from tests.service.test_operation import eventually, figure
 
 DATES = len(DAYS)
 
@@ -262,3 +265,29 @@ def test_an_index_of_another_artifact_is_refused(index_folder: Path, tmp_path: P
     small_artifact(tmp_path / "other", {}, exclusive=16)
     result = run("--artifact", str(tmp_path / "other"), "--index", str(index_folder), "--port", "0")
     one_sentence(result, "was made with the artifact untrained-", "mimodel embed")
+
+
+def test_a_new_artifact_is_taken_only_with_an_index_that_fits(
+    artifact_folder: Path, index_folder: Path, tmp_path: Path
+) -> None:
+    model, index = tmp_path / "artifact", tmp_path / "index"
+    shutil.copytree(artifact_folder, model)
+    shutil.copytree(index_folder, index)
+    options = ["--index", str(index), "--limit", "watch_seconds=0.1"]
+    with serving(model, *options) as running, httpx.Client(base_url=running.url) as client:
+        # Another head on the same encoders: the index goes on.
+        probed = small_artifact(model, {"kind": HeadSpec(classes=("a", "b"), hidden=4)}, 8)
+        eventually(lambda: served(client) == probed.digest)
+        assert nearest(client.post("/search", params={"patch": 4, "date": 1}))
+        # Other encoders: the present pair stays.
+        failed = 'crossmi_reloads_total{outcome="failed"}'
+        before = figure(client, failed)
+        small_artifact(model, {}, exclusive=16)
+        eventually(lambda: figure(client, failed) > before)
+        assert served(client) == probed.digest
+        assert nearest(client.post("/search", params={"patch": 4, "date": 1}))
+
+
+def served(client: httpx.Client) -> str:
+    digest: str = client.get("/models").json()["models"][0]["artifact"]["digest"]
+    return digest
