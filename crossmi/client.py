@@ -13,7 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from crossmi import answers
-from crossmi.errors import FieldProblem, ServiceError, UnreachableError
+from crossmi.errors import ArrayError, FieldProblem, ServiceError, UnreachableError
 from crossmi.pixels import Array, Image, Patches
 
 _NPY = "application/x-npy"
@@ -212,10 +212,10 @@ class Client:
         asked: dict[str, str | int | float | None] = {
             "representation": representation,
             "count": count,
-            "tile": ",".join(tiles) if tiles else None,
+            "tile": _listed("tiles", tiles),
             "start": str(start) if start else None,
             "end": str(end) if end else None,
-            "months": ",".join(map(str, months)) if months else None,
+            "months": _listed("months", months),
             "split": split,
             "place": place,
             "per_place": per_place,
@@ -288,6 +288,12 @@ class Client:
         if answer.is_error:
             raise _refusal(answer)
         return answer
+
+
+def _listed(name: str, wanted: Sequence[object] | None) -> str | None:
+    if wanted is not None and not len(wanted):
+        raise ArrayError(f"{name} is empty, so nothing could be found; leave it out to search all")
+    return None if wanted is None else ",".join(map(str, wanted))
 
 
 def _pause(answer: httpx.Response) -> float | None:

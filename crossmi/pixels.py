@@ -41,6 +41,8 @@ class Patches:
             leading = ("patch",) if len(names) == 1 else names
             given = _named(values, leading, "(..., band, row, column)")
         array = _last_dimensions(given)
+        if not array.size:
+            raise ArrayError(f"expected at least one patch, got an array of shape {array.shape}")
         return cls(array, _parameters(array, bands, scale, offset, nodata))
 
     @property
@@ -129,14 +131,16 @@ def _parameters(
     offset: float | None,
     nodata: float | None,
 ) -> dict[str, str | float]:
-    """Query parameters; what is not given may be a CF attribute of integer pixels."""
+    """Query parameters; what is not given may be a CF attribute."""
     if bands is None and "band" in array.coords and array.coords["band"].dtype.kind in "UTO":
         bands = [str(name) for name in np.atleast_1d(array.coords["band"].values)]
-    if array.dtype.kind in "iu" and scale is None and "scale_factor" in array.attrs:
-        scale = float(array.attrs["scale_factor"])
-        offset = float(array.attrs.get("add_offset", 0)) if offset is None else offset
-        if nodata is None and "_FillValue" in array.attrs:
-            nodata = float(array.attrs["_FillValue"])
+    scaling = (array.attrs.get("scale_factor", 1), array.attrs.get("add_offset", 0))
+    # A scale of 1 stands on every raster that was read as it lies: it tells nothing of reflectance.
+    if array.dtype.kind in "iu" and scale is None and scaling != (1, 0):
+        scale = float(scaling[0])
+        offset = float(scaling[1]) if offset is None else offset
+    if nodata is None and "_FillValue" in array.attrs and np.isfinite(array.attrs["_FillValue"]):
+        nodata = float(array.attrs["_FillValue"])
     said = {"scale": scale, "offset": offset, "nodata": nodata}
     named: dict[str, str | float] = {"bands": ",".join(bands)} if bands is not None else {}
     return named | {name: value for name, value in said.items() if value is not None}

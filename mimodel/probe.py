@@ -200,9 +200,18 @@ def image_statistics(reflectance: npt.NDArray[np.float32]) -> Features:
     pixels = reflectance.reshape(*reflectance.shape[:2], -1)
     empty = np.isnan(pixels).all(axis=-1, keepdims=True)
     pixels = np.where(empty, np.float32(0), pixels)
-    parts = [np.nanmean(pixels, -1), np.nanstd(pixels, -1)]
-    parts += list(np.nanpercentile(pixels, PERCENTILES, axis=-1))
+    parts = [np.nanmean(pixels, -1), np.nanstd(pixels, -1), *_percentiles(pixels)]
     return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _percentiles(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(percentile, N, band) of (N, band, pixel): row by row, which is slow, only where NaN are."""
+    found = np.empty((len(PERCENTILES), *pixels.shape[:2]), np.float32)
+    whole = ~np.isnan(pixels).any(axis=-1)
+    for rows, percentile in ((whole, np.percentile), (~whole, np.nanpercentile)):
+        if rows.any():
+            found[:, rows] = percentile(pixels[rows], PERCENTILES, axis=-1)
+    return found
 
 
 def across_dates(data: LabelledPatches, features: Mapping[str, Features]) -> tuple[Score, ...]:

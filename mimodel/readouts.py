@@ -110,7 +110,7 @@ def fit_classifier(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = Classifier(features.shape[1], classes, hidden)
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
     with _one_thread():
         for step in range(1, iterations + 1):
             chosen = torch.randint(len(x), (min(64, len(x)),), generator=generator)

@@ -177,13 +177,13 @@ def _queries(
     count: int,
     rng: np.random.Generator,
 ) -> npt.NDArray[np.int64]:
-    """Points of the grid, `count` of each class that has enough of them."""
+    """Points of the grid, at most `count` of each class that has enough to compare with."""
     known = valid & (label >= 0)
     drawn: list[int] = []
     for each in np.unique(label[known]):
         members = np.flatnonzero(known & (label == each))
         if _FEWEST <= len(members) <= known.sum() - _FEWEST:
-            drawn += rng.choice(members, count, replace=False).tolist()
+            drawn += rng.choice(members, min(count, len(members)), replace=False).tolist()
     return np.array(drawn, np.int64)
 
 

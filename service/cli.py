@@ -59,7 +59,7 @@ def serve(
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing to read again yet
     settings = _settings(limit or [], {"backend": backend} if backend else {})
-    if settings.api_key is None and not open_to_all and not _is_loopback(host):
+    if not settings.keys and not open_to_all and not _is_loopback(host):
         _refuse(
             f"{host} can be reached by others: set CROSSMI_API_KEY to a key of at least 16 "
             "characters, or say --open-to-all"

@@ -185,11 +185,14 @@ def _check_image(shape: tuple[int, ...], expected: Expected) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Raster:
-    """Pixels as they were sent, with the names of their bands and no-data value if these came."""
+    """Pixels as they were sent, and what came with them."""
 
     pixels: Pixels
-    names: tuple[str, ...] | None = None
+    names: tuple[str | None, ...] | None = None
+    """Of the bands; None for one that has no name of a band."""
     nodata: float | None = None
+    has_alpha: bool = False
+    """Whether the last band is tagged as transparency: 0 is no data."""
 
 
 def _read(body: bytes, media_type: str, form: _Form) -> _Raster:
@@ -311,13 +314,16 @@ _COMPRESSIONS = frozenset({"NONE", "LZW", "DEFLATE", "PACKBITS", "ZSTD"})
 
 def _read_geotiff(body: bytes, form: _Form) -> _Raster:
     """One GeoTIFF; a patch where patches are wanted. Tags name the bands and the no-data value."""
+    from rasterio.enums import ColorInterp
+
     with _opened(body) as dataset:
         one_patch = (1,) if form.ndim == 4 else ()
         shape = (*one_patch, dataset.count, dataset.height, dataset.width)
         form.check(shape)
         _check_geotiff(dataset, form.max_bytes)
+        has_alpha = dataset.colorinterp[-1] is ColorInterp.alpha
         pixels = dataset.read().reshape(shape)
-        return _Raster(pixels, _names_in(dataset.descriptions), dataset.nodata)
+        return _Raster(pixels, _names_in(dataset.descriptions), dataset.nodata, has_alpha)
 
 
 @contextmanager
@@ -361,16 +367,21 @@ def _check_geotiff(dataset: Any, max_bytes: int) -> None:
         )
     if any(flags == [MaskFlags.per_dataset] for flags in dataset.mask_flag_enums):
         raise UnfitError("the GeoTIFF has a mask inside; write a no-data value instead")
+    if any(scale != 1 for scale in dataset.scales) or any(dataset.offsets):
+        raise UnfitError(
+            "the GeoTIFF has tags of scale and offset, which are not read here; say them as "
+            "parameters and leave out the tags (gdal_edit.py -unsetscale -unsetoffset)"
+        )
 
 
-def _names_in(descriptions: tuple[str | None, ...]) -> tuple[str, ...] | None:
+def _names_in(descriptions: tuple[str | None, ...]) -> tuple[str | None, ...] | None:
     """Names of the bands, B4 as B04, if at least one description is such a name."""
     matches = [_SENTINEL2_NAME.fullmatch((text or "").strip().upper()) for text in descriptions]
     if not any(matches):
         return None
     return tuple(
-        f"B0{match[1]}" if match and match[1] else f"B{match[2]}" if match else f"unnamed {at}"
-        for at, match in enumerate(matches, start=1)
+        None if match is None else f"B0{match[1]}" if match[1] else f"B{match[2]}"
+        for match in matches
     )
 
 
@@ -380,18 +391,40 @@ def _names_in(descriptions: tuple[str | None, ...]) -> tuple[str, ...] | None:
 def _reflectance(
     raster: _Raster, declared: Declared, wanted: tuple[str, ...], axis: int
 ) -> Reflectance:
-    names = declared.bands
-    if raster.names is not None:
-        if names is not None and names != raster.names:
-            raise UnfitError("`bands` contradicts the band descriptions of the GeoTIFF")
-        names = raster.names
-    pixels: Pixels = select_bands(wanted, names, raster.pixels, axis)
+    given = raster.pixels
+    names = _band_names(raster, declared.bands, wanted)
+    bands, alpha = given, None
+    if raster.has_alpha and len(names) == given.shape[axis] - 1:
+        bands, alpha = np.split(given, [len(names)], axis)
+    pixels: Pixels = select_bands(wanted, names, bands, axis)
     reflectance = _scaled(pixels, declared)
     for nodata in (raster.nodata, declared.nodata):
         if nodata is not None:
             reflectance[_equal(pixels, nodata)] = np.nan
+    if alpha is not None:
+        reflectance[np.broadcast_to(alpha == 0, reflectance.shape)] = np.nan
     _check_range(reflectance)
     return reflectance
+
+
+def _band_names(
+    raster: _Raster, declared: tuple[str, ...] | None, wanted: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Of the bands in their order, without that of an alpha band, which has none.
+
+    A writer may tag the last of four bands as alpha of its own accord, so one that has the name of
+    a band, or is needed for as many bands as are wanted, is not taken for alpha.
+    """
+    described = raster.names
+    if described is None:
+        return declared or wanted
+    if declared is None:
+        if raster.has_alpha and described[-1] is None:
+            described = described[:-1]
+        return tuple(name or f"unnamed {at}" for at, name in enumerate(described, start=1))
+    if any(said not in (None, name) for said, name in zip(described, declared, strict=False)):
+        raise UnfitError("`bands` contradicts the band descriptions of the GeoTIFF")
+    return declared
 
 
 def _scaled(pixels: Pixels, declared: Declared) -> Reflectance:

@@ -62,11 +62,17 @@ class Settings(BaseSettings):
     @field_validator("api_key")
     @classmethod
     def _long_enough(cls, given: SecretStr | None) -> SecretStr | None:
-        if given and any(len(key) < _KEY_LENGTH for key in given.get_secret_value().split(",")):
+        # An empty variable is a key that was lost on its way, and no wish to serve without one.
+        if given is not None and any(len(key) < _KEY_LENGTH for key in _listed(given)):
             raise ValueError(f"every key should have at least {_KEY_LENGTH} characters")
         return given
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of which a client must send one; none: it need not."""
-        return tuple(self.api_key.get_secret_value().split(",")) if self.api_key else ()
+        return _listed(self.api_key) if self.api_key is not None else ()
+
+
+def _listed(keys: SecretStr) -> tuple[str, ...]:
+    """Without the blanks and line ends around each, which a client's header cannot have."""
+    return tuple(key.strip() for key in keys.get_secret_value().split(","))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
+from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
 
 
@@ -28,9 +29,11 @@ def geotiff_bytes(
     descriptions: Sequence[str] = (),
     nodata: float | None = None,
     driver: str = "GTiff",
+    *,
+    alpha: bool = False,
     **options: object,
 ) -> bytes:
-    """A raster file of an image (band, H, W), written by rasterio."""
+    """A raster file of an image (band, H, W), written by rasterio; its last band may be alpha."""
     count, height, width = image.shape
     transform = Affine(10, 0, 500_000, 0, -10, 4_800_000)
     with MemoryFile() as file:
@@ -45,6 +48,8 @@ def geotiff_bytes(
             transform=transform,
             **options,
         ) as dataset:
+            if alpha:
+                dataset.colorinterp = [ColorInterp.undefined] * (count - 1) + [ColorInterp.alpha]
             dataset.write(image)
             for band, description in enumerate(descriptions, start=1):
                 dataset.set_band_description(band, description)

@@ -104,6 +104,8 @@ def test_beyond_loopback_a_key_is_needed(artifact_folder: Path, host: str) -> No
             {"CROSSMI_API_KEY": "short"},
             "CROSSMI_API_KEY: Value error, every key should",
         ),
+        (["--host", "0.0.0.0"], {"CROSSMI_API_KEY": ""}, "every key should"),
+        ([], {"CROSSMI_API_KEY": "k" * 16 + ", "}, "every key should"),
     ],
 )
 def test_a_wrong_limit(options: list[str], environment: dict[str, str], says: str) -> None:
@@ -119,6 +121,11 @@ def test_limits_come_from_the_environment_and_the_command_line_wins(
     monkeypatch.setenv("CROSSMI_MAX_WAITING", "3")
     settings = Settings.model_validate({"max_patches": "9"})
     assert (settings.max_patches, settings.max_waiting) == (9, 3)
+
+
+def test_keys_have_no_blanks_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSMI_API_KEY", f"{'a' * 16}, {'b' * 16}\n")
+    assert Settings().keys == ("a" * 16, "b" * 16)
 
 
 def test_the_service_imports_neither_training_nor_providers() -> None:

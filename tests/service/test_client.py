@@ -82,6 +82,10 @@ def test_every_form_of_the_same_pixels_has_the_same_vectors(
         "other order of bands": (looks[:3, 0, [3, 1, 0, 2]], {}),
         "dask": (looks[:3, 0].chunk(patch=2), {}),
         "stored numbers": (stored, {"bands": BANDS}),
+        "stored numbers, scale said": (
+            stored.assign_attrs(scale_factor=1.0, add_offset=0.0),
+            {"bands": BANDS, "scale": 1e-4, "offset": -0.1},
+        ),
         "numbers": (numbers, {"scale": 1e-4, "offset": -0.1, "nodata": 0}),
     }
     for name, (pixels, options) in forms.items():
@@ -190,11 +194,15 @@ def test_what_the_service_refuses_is_an_error_with_its_words(
             r"expected an array of shape \(\.\.\., band, row, column\)",
         ),
         (xr.DataArray(np.zeros((4, 64, 64)), dims=("band", "lat", "lon")), "band, y and x"),
+        (np.zeros((0, 4, 64, 64), np.float32), "at least one patch"),
     ],
 )
 def test_arrays_that_cannot_be_meant(client: crossmi.Client, pixels: Pixels, says: str) -> None:
     with pytest.raises(crossmi.ArrayError, match=says):
         client.embed(pixels)
+    for nothing in ({"tiles": []}, {"months": []}):
+        with pytest.raises(crossmi.ArrayError, match="is empty"):
+            client.search(crossmi.Look(0, 0), **nothing)  # type: ignore[arg-type]
     with pytest.raises(crossmi.ArrayError, match="one image"):
         client.similarity(xr.DataArray(np.zeros((2, 4, 64, 64)), dims=("date", "band", "y", "x")),
                           row=0, col=0)  # fmt: skip

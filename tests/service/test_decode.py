@@ -124,6 +124,46 @@ def test_descriptions_that_name_no_band_leave_the_order_to_the_client() -> None:
     np.testing.assert_array_equal(decoded, PATCHES[:1])
 
 
+def test_descriptions_of_some_bands_leave_the_others_to_the_client() -> None:
+    body = geotiff_bytes(PATCHES[0], ["B04", "", "", "near infrared"])
+    decoded = decode_patches(body, TIFF, Declared(BANDS), EXPECTED)
+    np.testing.assert_array_equal(decoded, PATCHES[:1])
+    with pytest.raises(UnfitError, match="contradicts"):
+        decode_patches(body, TIFF, Declared(BANDS[::-1]), EXPECTED)
+
+
+@pytest.mark.parametrize("descriptions", [(), BANDS])
+@pytest.mark.parametrize("declared", [AS_SENT, Declared(BANDS)])
+def test_where_alpha_is_0_there_is_no_data(
+    descriptions: tuple[str, ...], declared: Declared
+) -> None:
+    alpha = np.ones((1, 64, 64), np.float32)
+    alpha[0, :20] = 0
+    sent = np.concatenate([PATCHES[0], alpha])
+    body = geotiff_bytes(sent, descriptions, alpha=True)
+    decoded = decode_patches(body, TIFF, declared, EXPECTED)
+    assert np.isnan(decoded[0, :, :20]).all()
+    np.testing.assert_array_equal(decoded[0, :, 20:], PATCHES[0, :, 20:])
+
+
+def test_a_band_that_is_wanted_is_no_alpha() -> None:
+    """GDAL tags the last of four bytes as alpha of its own accord."""
+    sent = np.full((4, 64, 64), 200, np.uint8)
+    sent[3, :20] = 0
+    body = geotiff_bytes(sent, alpha=True)
+    decoded = decode_patches(body, TIFF, Declared(BANDS, scale=1e-3), EXPECTED)
+    assert (decoded[0, 3, :20] == 0).all()
+
+
+def test_tags_of_scale_in_a_geotiff_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(geotiff_bytes(PATCHES[0]))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales = (1e-4,) * 4
+    with pytest.raises(UnfitError, match="tags of scale and offset"):
+        decode_patches(path.read_bytes(), TIFF, AS_SENT, EXPECTED)
+
+
 def test_nodata_of_a_geotiff_is_no_data() -> None:
     sent = PATCHES[0].copy()
     sent[:, 10:20] = -9999
