@@ -46,10 +46,10 @@ def test_a_factor_is_read_where_it_was_planted_and_nowhere_else() -> None:
         "shared": _planted(data.factors["digit"], rng),
         "exclusive": _planted(data.factors["colour"], rng),
     }
-    accuracy = _matrix(features, data, 1200)
+    accuracy = _matrix(features, data, 600)
     for probe in ("kNN (1)", "kNN (5)", "linear", MLP):
-        # At 1200 of its 10,000 steps the MLP still lacks a class or two.
-        least = 0.6 if probe == MLP else 0.95
+        # At 600 of its 10,000 steps the MLP still lacks some classes.
+        least = 0.35 if probe == MLP else 0.95
         assert accuracy["shared", "digit", probe] > least, probe
         assert accuracy["exclusive", "colour", probe] > least, probe
         assert accuracy["shared", "colour", probe] == pytest.approx(1 / 12, abs=0.035), probe

@@ -37,6 +37,7 @@ def _with_two(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow  # four processes import torch: a minute
 def test_gradients_and_statistics_are_those_of_the_joint_batch(tmp_path: Path) -> None:
     for seed, name in enumerate(("x", "y")):
         make_shared(tmp_path / name, seed)

@@ -2,16 +2,20 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from mimodel.artifact import ArtifactSpec, Networks, save_artifact
 from mimodel.networks import ConvSpec, EncoderSpec
 from mimodel.normalisation import Normalisation
+from service import decode
+from service.cli import app
 from service.settings import Settings
 
 COMMAND = [sys.executable, "-m", "service.cli"]
@@ -26,6 +30,23 @@ def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
         check=False,
         env={**os.environ, "TERM": "dumb", "COLUMNS": "200", **environment},
     )
+
+
+def refused_here(*options: str) -> subprocess.CompletedProcess[str]:
+    """What `run` gives, in this process: for what is refused once torch is there, before serving.
+
+    To import torch takes ten seconds of a slow core. GDAL keeps its drivers, for other tests.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decode, "limit_gdal", lambda: None)
+            done = CliRunner().invoke(app, options)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert isinstance(done.exception, SystemExit), done.exception
+    return subprocess.CompletedProcess(options, done.exit_code, done.stdout, done.stderr)
 
 
 def one_sentence(result: subprocess.CompletedProcess[str], *says: str) -> None:
@@ -53,7 +74,7 @@ def test_a_flipped_bit(artifact_folder: Path, tmp_path: Path) -> None:
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 1
     model.write_bytes(data)
-    one_sentence(run("--artifact", str(damaged), "--port", "0"), "damaged", "digest")
+    one_sentence(refused_here("--artifact", str(damaged), "--port", "0"), "damaged", "digest")
 
 
 def test_a_port_in_use(artifact_folder: Path) -> None:
@@ -80,7 +101,7 @@ def test_a_model_of_other_images_than_patches(tmp_path: Path) -> None:
         representations={"shared": 4},
     )
     save_artifact(tmp_path / "words", spec, Networks(spec).state_dict(), "# Words\n")
-    result = run("--artifact", str(tmp_path / "words"))
+    result = refused_here("--artifact", str(tmp_path / "words"), "--port", "0")
     one_sentence(result, "words reads images of 64 x 256 pixels, and not square patches")
 
 

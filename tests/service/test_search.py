@@ -22,7 +22,7 @@ from tests.cubes import DAYS, TILES
 from tests.models import small_artifact
 from tests.service.bodies import geotiff_bytes, npy_bytes
 from tests.service.conftest import serving
-from tests.service.test_cli import one_sentence, run
+from tests.service.test_cli import one_sentence, refused_here
 from tests.service.test_http import JSON, NPY, TIFF, refused
 from tests.service.test_load import in_a_thread
 from tests.service.test_operation import eventually, figure
@@ -263,7 +263,8 @@ def test_without_an_index_the_answer_says_how_to_get_one(artifact: Artifact) -> 
 
 def test_an_index_of_another_artifact_is_refused(index_folder: Path, tmp_path: Path) -> None:
     small_artifact(tmp_path / "other", {}, exclusive=16)
-    result = run("--artifact", str(tmp_path / "other"), "--index", str(index_folder), "--port", "0")
+    options = ("--artifact", str(tmp_path / "other"), "--index", str(index_folder), "--port", "0")
+    result = refused_here(*options)
     one_sentence(result, "was made with the artifact untrained-", "mimodel embed")
 
 
