@@ -16,9 +16,10 @@ format that only faiss reads, and reading one that was tampered with is a risk.
 
 import hashlib
 import json
-import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from io import BytesIO
@@ -31,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mimodel.artifact import Artifact
 from mimodel.errors import InputError, PatchIndexError
+from mimodel.nearest import Nearest, Vectors, flat_index, joined
 
 FORMAT_VERSION = 1
 SPEC_FILE, PATCHES, LOOKS, SAMPLE = "index.json", "patches.npy", "looks.npy", "sample.npy"
@@ -41,10 +43,6 @@ PATCH_FIELDS = [
     ("split", "<U10"),
 ]
 LOOK_FIELDS = [("acquired", "<M8[ms]"), ("product", "<i4"), ("valid_fraction", "<f4")]
-_QUERIES = 16
-"""Queries of one search. From 20 on faiss multiplies matrices, which is less exact near 0."""
-
-Vectors = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -164,25 +162,33 @@ class PatchIndex:
     """(patch), fields as `PATCH_FIELDS`."""
     looks: npt.NDArray[np.void]
     """(patch, date), fields as `LOOK_FIELDS`."""
-    _flat: dict[tuple[str, ...], Any]
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    sample: bytes | None
+    """The .npy file (band, H, W) of stored numbers that `spec.sample` describes."""
+    _flat: dict[str, Any]
+    _thumbnails: "_Thumbnails"
 
     @classmethod
     def load(cls, folder: Path) -> "PatchIndex":
         """Read an index and verify it; every kind of damage is a `PatchIndexError`.
 
         The pixels of thumbnails are not read: theirs are most of the bytes, and a PNG carries its
-        own checksums.
+        own checksums. Their files are kept open, so that an index that is replaced on disk stays
+        whole for who has loaded it.
         """
         spec = read_spec(folder)
         tables = {name: _verified_array(folder, spec, name) for name in (PATCHES, LOOKS)}
         looks = tables[LOOKS]
         _expect(tables[PATCHES], (spec.patches,), PATCH_FIELDS, folder / PATCHES)
         _expect(looks, (spec.patches, spec.dates), LOOK_FIELDS, folder / LOOKS)
-        flat: dict[tuple[str, ...], Any] = {
-            (name,): _flat_index(folder, spec, name) for name in spec.representations
-        }
-        return cls(folder, spec, tables[PATCHES], looks, flat)
+        flat = {name: _flat_index(folder, spec, name) for name in spec.representations}
+        sample = _verified_bytes(folder, spec, SAMPLE) if spec.sample else None
+        pictures = _Thumbnails(folder, spec)
+        return cls(folder, spec, tables[PATCHES], looks, sample, flat, pictures)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the specification, which has that of every file."""
+        return hashlib.sha256(self.spec.model_dump_json().encode()).hexdigest()
 
     @cached_property
     def tiles(self) -> list[str]:
@@ -212,17 +218,11 @@ class PatchIndex:
 
     def points(self, vectors: Mapping[str, Vectors]) -> Vectors:
         """Query points (N, dimension) of representations as the model gives them, by name."""
-        return np.concatenate(
-            [
-                _scaled(self.spec, name, vectors[name]) / np.float32(len(vectors) ** 0.5)
-                for name in vectors
-            ],
-            axis=1,
-        )
+        return joined([_scaled(self.spec, name, vectors[name]) for name in vectors])
 
     def point_of(self, row: int, names: tuple[str, ...]) -> Vectors:
         """The query point (1, dimension) of a look of the index."""
-        return np.asarray(self._index(names).reconstruct(row), np.float32)[None]
+        return joined([self._flat[name].reconstruct(row)[None] for name in names])
 
     def eligible(self, wanted: Wanted) -> Mask:
         """(patch * date) which looks have what is wanted."""
@@ -265,76 +265,105 @@ class PatchIndex:
         By both representations it is the root of the mean of the two squares. Exact; of equal
         distances the lower row stands first. `per_place` bounds how many looks of one patch come.
         """
-        import faiss
+        search = self.search(points, names, eligible, count=count, per_place=per_place)
+        for _ in search.steps():
+            pass
+        return search.found()
 
-        rows = np.flatnonzero(eligible)
-        # Each patch has at most `dates` looks, so that many times as many hold enough patches.
-        asked = min(len(rows), count * (self.spec.dates if per_place else 1))
-        if asked == 0:
-            return [[] for _ in points]
-        chosen = faiss.SearchParameters(sel=faiss.IDSelectorArray(rows))  # type: ignore[call-arg]
-        found = []
-        for start in range(0, len(points), _QUERIES):
-            some = np.ascontiguousarray(points[start : start + _QUERIES])
-            squares, at = self._index(names).search(some, asked, params=chosen)
-            found += [
-                self._ranked(*one, count=count, per_place=per_place)
-                for one in zip(squares, at, strict=True)
-            ]
-        return found
-
-    def thumbnail(self, patch: int, date: int) -> bytes:
-        """The PNG file of one look."""
-        part, inside = divmod(patch, self.spec.part_patches)
-        at = inside * self.spec.dates + date
-        start, end = (int(offset) for offset in self._thumbnail_offsets[part][at : at + 2])
-        try:
-            with (self.folder / f"thumbnails/{part:05}.bin").open("rb") as file:
-                file.seek(start)
-                return file.read(end - start)
-        except OSError as error:
-            raise PatchIndexError(f"cannot read a thumbnail of {self.folder}: {error}") from error
-
-    @cached_property
-    def sample(self) -> bytes | None:
-        """The .npy file (band, H, W) of stored numbers that `spec.sample` describes."""
-        return _verified_bytes(self.folder, self.spec, SAMPLE) if self.spec.sample else None
-
-    @cached_property
-    def _thumbnail_offsets(self) -> list[npt.NDArray[np.uint64]]:
-        names = [f"thumbnails/{part:05}.npy" for part in range(self.spec.parts)]
-        return [_verified_array(self.folder, self.spec, name) for name in names]
-
-    def _ranked(
+    def search(
         self,
-        squares: Vectors,
-        rows: npt.NDArray[np.int64],
+        points: Vectors,
+        names: tuple[str, ...],
+        eligible: Mask,
         *,
         count: int,
-        per_place: int | None,
-    ) -> list[Found]:
+        per_place: int | None = None,
+    ) -> "Search":
+        """What `nearest` does, in steps, for who has other work between them."""
+        rows = np.flatnonzero(eligible)
+        # Each patch has at most `dates` looks, so that many times as many hold enough patches.
+        asked = count * (self.spec.dates if per_place else 1)
+        nearest = Nearest([self._flat[name] for name in names], points, rows, asked)
+        return Search(nearest, self.spec.dates, count, per_place)
+
+    def thumbnail(self, patch: int, date: int) -> bytes:
+        """The PNG file of one look; `PatchIndexError` if its disk does not give it."""
+        part, inside = divmod(patch, self.spec.part_patches)
+        return self._thumbnails.picture(part, inside * self.spec.dates + date)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Search:
+    """A search in steps; `found` has its answer when all are done."""
+
+    _nearest: Nearest
+    _dates: int
+    _count: int
+    _per_place: int | None
+
+    def steps(self) -> Iterator[None]:
+        """Do the work, a piece a step."""
+        return self._nearest.steps()
+
+    def found(self) -> list[list[Found]]:
+        """As `PatchIndex.nearest` gives it."""
+        return [self._ranked(*one) for one in self._nearest.found()]
+
+    def _ranked(self, squares: Vectors, rows: npt.NDArray[np.int64]) -> list[Found]:
         of_place: dict[int, int] = {}
         found: list[Found] = []
-        for at in np.lexsort((rows, squares)):
-            patch, look_date = divmod(int(rows[at]), self.spec.dates)
+        for square, row in zip(squares.tolist(), rows.tolist(), strict=True):
+            patch, look_date = divmod(row, self._dates)
             of_place[patch] = of_place.get(patch, 0) + 1
-            if rows[at] >= 0 and (per_place is None or of_place[patch] <= per_place):
-                found.append(Found(patch, look_date, float(max(squares[at], 0) ** 0.5)))
-        return found[:count]
+            if self._per_place is None or of_place[patch] <= self._per_place:
+                found.append(Found(patch, look_date, max(square, 0.0) ** 0.5))
+        return found[: self._count]
 
-    def _index(self, names: tuple[str, ...]) -> Any:
-        """The flat index of one representation, or of both, which is made when first asked for."""
-        with self._lock:
-            if names not in self._flat:
-                joint = [self._flat[(name,)] for name in names]
-                total = joint[0].ntotal
-                made = _new_flat(sum(one.d for one in joint))
-                for start in range(0, total, 65_536):
-                    size = min(65_536, total - start)
-                    pieces = [one.reconstruct_n(start, size) for one in joint]
-                    made.add(np.concatenate(pieces, axis=1) / np.float32(len(names) ** 0.5))
-                self._flat[names] = made
-            return self._flat[names]
+
+@final
+class _Thumbnails:
+    """The files of an index's pictures, open for as long as the index is used."""
+
+    def __init__(self, folder: Path, spec: IndexSpec) -> None:
+        self._folder = folder
+        names = [f"thumbnails/{part:05}" for part in range(spec.parts)]
+        self._offsets = [_verified_array(folder, spec, f"{name}.npy") for name in names]
+        self._files: list[int] = []
+        weakref.finalize(self, _close_all, self._files)
+        for name, offsets in zip(names, self._offsets, strict=True):
+            try:
+                self._files.append(os.open(folder / f"{name}.bin", os.O_RDONLY | os.O_CLOEXEC))
+                size = os.fstat(self._files[-1]).st_size
+            except OSError as error:
+                raise PatchIndexError(
+                    f"{folder} is not whole: {name}.bin cannot be read ({error.strerror})"
+                ) from error
+            if size != offsets[-1]:
+                raise PatchIndexError(
+                    f"{folder / name}.bin has {size} bytes, expected {offsets[-1]}: it was damaged "
+                    "or changed; make the index again by mimodel embed"
+                )
+
+    def picture(self, part: int, look: int) -> bytes:
+        """The bytes of one look of a part."""
+        start, end = (int(offset) for offset in self._offsets[part][look : look + 2])
+        try:
+            body = os.pread(self._files[part], end - start, start)
+        except OSError as error:
+            raise PatchIndexError(
+                f"cannot read a thumbnail of {self._folder} ({error.strerror}); try again"
+            ) from error
+        if len(body) < end - start:
+            raise PatchIndexError(
+                f"a file of thumbnails of {self._folder} was cut; make the index again"
+            )
+        return body
+
+
+def _close_all(files: Sequence[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 def encoder_digests(artifact: Artifact) -> dict[str, str]:
@@ -375,7 +404,7 @@ def read_spec(folder: Path) -> IndexSpec:
 def _flat_index(folder: Path, spec: IndexSpec, name: str) -> Any:
     """faiss's exact index of one representation, scaled as `PatchIndex.nearest` says."""
     dimension = spec.representations[name]
-    flat = _new_flat(dimension)
+    flat = flat_index(dimension)
     for part in range(spec.parts):
         path = f"{name}/{part:05}.npy"
         vectors = _verified_array(folder, spec, path)
@@ -383,14 +412,6 @@ def _flat_index(folder: Path, spec: IndexSpec, name: str) -> Any:
         _expect(vectors, shape, "<f4", folder / path)
         flat.add(_scaled(spec, name, vectors.reshape(-1, dimension)))
     return flat
-
-
-def _new_flat(dimension: int) -> Any:
-    try:
-        import faiss
-    except ModuleNotFoundError as error:
-        raise PatchIndexError("search needs faiss; run pip install 'crossmi[service]'") from error
-    return faiss.IndexFlatL2(dimension)
 
 
 def _scaled(spec: IndexSpec, name: str, vectors: Vectors) -> Vectors:

@@ -188,6 +188,31 @@ def test_the_nearest_are_those_of_brute_force(
         assert [one.patch * DATES + one.date for one in few] == firsts[:20]
 
 
+def test_a_search_in_steps_is_the_same_and_keeps_no_third_copy(
+    index: PatchIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eligible = index.eligible(Wanted(min_valid=0.5))
+    points = {
+        names: np.concatenate([index.point_of(row, names) for row in range(0, 60, 3)])
+        for names in (("shared",), ("exclusive",), ("shared", "exclusive"))
+    }
+    whole = {
+        names: index.nearest(some, names, eligible, count=9, per_place=2)
+        for names, some in points.items()
+    }
+    monkeypatch.setattr("mimodel.nearest._ROWS", 7)
+    for names, some in points.items():
+        search = index.search(some, names, eligible, count=9, per_place=2)
+        steps = sum(1 for _ in search.steps())
+        assert steps == 2 * -(-int(eligible.sum()) // 7)  # of 16 queries, and of four
+        for one, other in zip(search.found(), whole[names], strict=True):
+            assert [(f.patch, f.date) for f in one] == [(f.patch, f.date) for f in other]
+            np.testing.assert_allclose(
+                [f.distance for f in one], [f.distance for f in other], atol=1e-4
+            )
+    assert set(index._flat) == {"shared", "exclusive"}
+
+
 def test_pixels_find_their_own_look(cube: Cube, artifact: Path, index: PatchIndex) -> None:
     model = Artifact.load(artifact)
     looks = [(3, 1), (39, 0), *[(patch, 2) for patch in range(30)]]
