@@ -9,7 +9,7 @@ It is symmetric in X and Y and at most 0; higher is more alike.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import final
@@ -32,6 +32,7 @@ _PATCHES = 64
 _STRIP = 1 << 15
 """Pixels of the strips in which an image is encoded whole."""
 _USUAL_STRIDE = 8
+_USUAL_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,8 @@ def similarity_map(
     One query of a `PreparedImage`, which see for the parameters; prepare the image where there are
     several.
     """
-    return PreparedImage(artifact, image, stride=stride, bands=bands, max_bytes=0).mean_map([query])
+    prepared = PreparedImage(artifact, image, stride=stride, bands=bands, keep=lambda _: False)
+    return prepared.mean_map([query])
 
 
 @final
@@ -86,8 +88,9 @@ class PreparedImage:
     image as a whole (`EncoderSpec.dense`), else 8. Pixels without data count as the mean of their
     band in the patches that hold them.
 
-    Of the features, no more than `max_bytes` are kept; others are made anew for each query. `dtype`
-    is that of the arithmetic, as in `Comparison`. What cannot be mapped is an `InputError`.
+    `keep` is asked before so many bytes of features are kept, by whichever thread works; those that
+    it has no room for are made anew for each query. None given: a gibibyte. `comparison` is that of
+    the artifact where several images share one. What cannot be mapped is an `InputError`.
     """
 
     def __init__(
@@ -97,8 +100,8 @@ class PreparedImage:
         *,
         stride: int | None = None,
         bands: Sequence[str] | None = None,
-        max_bytes: int = 1 << 30,
-        dtype: torch.dtype | None = None,
+        keep: Callable[[int], bool] | None = None,
+        comparison: Comparison | None = None,
     ) -> None:
         self._size = artifact.spec.patch_size
         dense = artifact.spec.encoder.dense
@@ -106,12 +109,12 @@ class PreparedImage:
         pixels = _checked(artifact, image, bands, stride)
         self.valid: npt.NDArray[np.bool_] = np.asarray(np.isfinite(pixels).all(0))
         self._pixels = torch.from_numpy(artifact.spec.normalisation(pixels))
-        self._comparison = Comparison(artifact, dtype)
+        self._comparison = comparison or Comparison(artifact)
         self._tops, self._lefts = (
             _origins(extent, self._size, stride) for extent in self.valid.shape
         )
         self._pieces = self._strips() if dense and stride == 1 else self._batches()
-        self._max_bytes = max_bytes
+        self._keep = keep
         self._kept: dict[int, Places] = {}
 
     @property
@@ -121,8 +124,8 @@ class PreparedImage:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the image and its features hold by now."""
-        return self._pixels.nbytes + sum(places.nbytes for places in list(self._kept.values()))
+        """Memory that the image and its features hold by now; not the comparison."""
+        return self._pixels.nbytes + self.valid.nbytes + self._feature_bytes
 
     def maps(self, queries: Sequence[Pixel], *, terms: Terms = Terms.ALL) -> list[SimilarityMap]:
         """The map of each query pixel. Its patch is centred on it, or as near as the border allows.
@@ -167,9 +170,19 @@ class PreparedImage:
             places = self._comparison.places(self._pixels[None, :, corners])
         else:
             places = self._patches(corners)
-        if places.nbytes + sum(kept.nbytes for kept in self._kept.values()) <= self._max_bytes:
+        if self._has_room(places.nbytes):
             self._kept[piece] = places
         return places
+
+    def _has_room(self, count: int) -> bool:
+        if self._keep is not None:
+            return self._keep(count)
+        return self._feature_bytes + count <= _USUAL_BYTES
+
+    @property
+    def _feature_bytes(self) -> int:
+        # A copy, since another thread may add to it.
+        return sum(places.nbytes for places in list(self._kept.values()))
 
     def _strips(self) -> list[slice | list[Pixel]]:
         """Rows of the image that hold the patches of a piece of the grid, where all are wanted."""

@@ -38,6 +38,8 @@ RowWise = Callable[[Array], Array]
 class _Job:
     work: Callable[[Any], Any]
     items: Any
+    observe: Callable[[int], None]
+    """Is told how many items, of all jobs that were joined, were worked on at a time."""
     future: "Future[list[Any]]" = field(default_factory=Future)
     begun: int = 0
     rows: list[Any] = field(default_factory=list)
@@ -47,10 +49,16 @@ class _Job:
 class Batcher:
     """A queue in front of one thread. It has no bound: who asks has a place (`Engine.upload`)."""
 
-    def __init__(self, max_batch: int, observe: Callable[[int], None] = lambda _: None) -> None:
-        """`observe` is told the size of each batch."""
+    def __init__(
+        self,
+        max_batch: int,
+        observe: Callable[[int], None] = lambda _: None,
+        observe_call: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`observe` is told the size of each batch, `observe_call` that other work was done."""
         self._max_batch = max_batch
         self._observe = observe
+        self._observe_call = observe_call
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -59,12 +67,12 @@ class Batcher:
 
     async def rows(self, work: RowWise, items: Items) -> Array:
         """`work(items)`, where items that others ask the same `work` for go in one call."""
-        return np.stack(await self._ask(_Job(work, items)))
+        return np.stack(await self._ask(_Job(work, items, self._observe)))
 
     async def call(self, work: Callable[[], T]) -> T:
         """The result of `work`, which cannot be joined with others."""
-        results = await self._ask(_Job(lambda _: (work(),), np.zeros(1)))
-        result: T = results[0]
+        job = _Job(lambda _: (work(),), np.zeros(1), lambda _: self._observe_call())
+        result: T = (await self._ask(job))[0]
         return result
 
     def close(self) -> None:
@@ -86,7 +94,7 @@ class Batcher:
     def _run(self) -> None:
         while batch := self._next_batch():
             _compute(batch)
-            self._observe(sum(stop - start for _, start, stop in batch))
+            batch[0][0].observe(sum(stop - start for _, start, stop in batch))
 
     def _next_batch(self) -> list[tuple[_Job, int, int]]:
         """Jobs with the parts of their items that go in the next call; none: it is over."""
@@ -102,10 +110,10 @@ class Batcher:
 
     def _take(self) -> list[tuple[_Job, int, int]]:
         """The first job, and others of its kind as far as there is room. What is not finished with
-        this goes to the end of the queue."""
+        this goes to the end of the queue; what is given up, or has failed in part, goes away."""
         batch, others, unfinished = [], [], []
         room = self._max_batch
-        jobs = [job for job in self._jobs if not job.future.cancelled()]
+        jobs = [job for job in self._jobs if not job.future.done()]
         for job in jobs:
             if not room or job.work != jobs[0].work:
                 others.append(job)

@@ -1,17 +1,18 @@
-"""What every route works with: the model that answers now, a place in the queue, two threads.
+"""What every route works with: the model that answers now, a place in the queue, three threads.
 
 A route takes `engine.model` once, when its body is there, and answers by it: the next request may
 find another one. `upload` gives the body, `decode` its pixels, `embed` and `compute` what the model
-says, `prepare` writes long answers. None of it runs on the event loop, which stays free for
-/healthz and for reading other bodies.
+says, `search` what an index has, `prepare` writes long answers. None of it runs on the event loop,
+which stays free for /healthz and for reading other bodies.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeVar, final
 
@@ -21,14 +22,17 @@ from fastapi import Depends, FastAPI, Request
 from mimodel.artifact import Artifact
 from mimodel.backends import Backend, embedder
 from mimodel.errors import ArtifactError, PatchIndexError
-from mimodel.index import SPEC_FILE, PatchIndex
+from mimodel.index import PatchIndex
+from mimodel.likeness import Comparison
 from service.batching import Batcher
 from service.decode import Declared, Expected, Reflectance
 from service.errors import BusyError, SlowAnswerError
+from service.images import Images
 from service.metrics import Metrics
 from service.patches import Patches
 from service.rates import Rates
-from service.requests import client_of, media_type_of, read_body
+from service.reloading import Watch
+from service.requests import client_of, media_type_of, read_body, while_connected
 from service.schemas import ArtifactName, PixelQuery
 from service.settings import Settings
 
@@ -40,6 +44,8 @@ class _HasBytes(Protocol):
 
 T = TypeVar("T")
 Sized = TypeVar("Sized", bound=_HasBytes)
+
+_SWEEP_SECONDS = 10.0
 
 log = logging.getLogger("crossmi.service")
 
@@ -54,6 +60,8 @@ class Model:
     expected: Expected
     embedders: dict[str, Callable[[Reflectance], Reflectance]]
     """By representation, from patches to vectors: what the batcher joins requests for."""
+    images: Images
+    """What maps were asked of; they go when the model does."""
     index: PatchIndex | None = None
     """What can be searched by its vectors."""
 
@@ -78,7 +86,12 @@ class Model:
         searched = PatchIndex.load(index) if index else None
         if searched:
             searched.check_made_with(artifact)
-        return cls(artifact, name, expected, embedders, searched)
+        return cls(artifact, name, expected, embedders, Images(settings), searched)
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The networks of maps, one copy for all images; `InputError` if the model has none."""
+        return Comparison(self.artifact)
 
     def warm_up(self) -> None:
         """One patch through each encoder, so that the first request is as fast as others."""
@@ -114,6 +127,8 @@ class Engine:
         """`folder` is where the artifact is read from again when it has changed, and `index` where
         its index is read from."""
         self.settings = settings
+        # Before the index is loaded: what changes from now on is read again.
+        watch = Watch(folder, index, artifact.digest, settings.watch_seconds) if folder else None
         self.model = Model.of(artifact, settings, index)
         self.metrics = Metrics()
         self.metrics.model(self.model.name.id, self.model.name.digest)
@@ -126,59 +141,64 @@ class Engine:
         """What these may answer, for the OpenAPI document."""
         self._folder = folder
         self._index_folder = index
+        self._watch = watch
         self._rates = Rates(settings.max_rate)
         self._places = 0
         self._body_bytes = 0
         self._pixel_bytes = 0
+        self._answer_bytes = 0
         self.metrics.watch(
-            lambda: self._places, lambda: self._body_bytes, lambda: self._pixel_bytes
+            lambda: self._places,
+            {
+                "bodies": lambda: self._body_bytes,
+                "pixels": lambda: self._pixel_bytes,
+                "images": lambda: self.model.images.nbytes,
+                "answers": lambda: self._answer_bytes,
+            },
         )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._reload_wanted = asyncio.Event()
         self._decoding = asyncio.Lock()
         self._freed = asyncio.Event()
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-        self._batcher = Batcher(settings.max_batch, self.metrics.batches.observe)
+        self._searching = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self._batcher = Batcher(
+            settings.max_batch, self.metrics.batches.observe, self.metrics.calls.inc
+        )
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         """Warm the model up beside the first requests; let begun work end before the threads do."""
         self._loop = asyncio.get_running_loop()
         warming = asyncio.create_task(self._warm_up())
-        reloading = asyncio.create_task(self._keep_model_new())
+        endless = [
+            asyncio.create_task(work) for work in (self._keep_model_new(), self._forget_images())
+        ]
         try:
             yield
         finally:
-            reloading.cancel()
-            with suppress(asyncio.CancelledError):
-                await reloading
-            await warming
-            self._preparing.shutdown()
-            self._batcher.close()
+            for task in endless:
+                task.cancel()
+            try:
+                # Whatever became of them was said when it happened.
+                await asyncio.gather(warming, *endless, return_exceptions=True)
+            finally:
+                self._close()
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """A place in the queue for a request without a body; `BusyError` if there is none."""
-        if self._places > self.settings.max_waiting:
-            raise BusyError(f"{self._places} requests are being worked on or wait; try again later")
-        self._places += 1
-        try:
-            yield
-        finally:
-            self._places -= 1
+    async def place(self, request: Request) -> AsyncIterator[None]:
+        """A place in the queue for a request without a body; its faults are those of `upload`."""
+        with self._place():
+            async with self._awaited(request):
+                yield
 
     @asynccontextmanager
     async def upload(self, request: Request) -> AsyncIterator[Upload]:
         """The body of a request, which has a place in the queue until the answer is there.
 
         `BusyError` if there is none: a body that nobody can work on is not taken into memory.
-        `SlowAnswerError` if the answer is not there in time.
+        `SlowAnswerError` if the answer is not there in time, `GoneError` if nobody waits for it.
         """
-        media_type = media_type_of(request)
-        if self._places > self.settings.max_waiting:
-            raise BusyError(f"{self._places} requests are being worked on or wait; try again later")
-        self._places += 1
-        upload = Upload(b"", media_type)
+        upload = Upload(b"", media_type_of(request))
 
         def hold(count: int) -> None:
             if self._body_bytes + count > self.settings.max_waiting_bytes:
@@ -186,20 +206,24 @@ class Engine:
             upload.body_bytes += count
             self._body_bytes += count
 
+        with self._place():
+            try:
+                upload.body = await read_body(request, self.settings, hold)
+                async with self._awaited(request):
+                    yield upload
+            finally:
+                self._body_bytes -= upload.body_bytes
+                self._pixel_bytes -= upload.pixel_bytes
+                self._freed.set()
+
+    @contextmanager
+    def answering(self, count: int) -> Iterator[None]:
+        """An answer of so many bytes that its client has not taken yet."""
+        self._answer_bytes += count
         try:
-            upload.body = await read_body(request, self.settings, hold)
-            async with asyncio.timeout(self.settings.answer_seconds):
-                yield upload
-        except TimeoutError:
-            raise SlowAnswerError(
-                f"there was no answer within {self.settings.answer_seconds:g} seconds; send less "
-                "at once, or try again later"
-            ) from None
+            yield
         finally:
-            self._places -= 1
-            self._body_bytes -= upload.body_bytes
-            self._pixel_bytes -= upload.pixel_bytes
-            self._freed.set()
+            self._answer_bytes -= count
 
     async def decode(
         self,
@@ -232,8 +256,12 @@ class Engine:
         """The result of `work` by the model, in the thread that has it."""
         return await self._batcher.call(work)
 
+    async def search(self, work: Callable[[], T]) -> T:
+        """The result of `work` by the index, in the thread that has it."""
+        return await asyncio.get_running_loop().run_in_executor(self._searching, work)
+
     async def prepare(self, work: Callable[[], T]) -> T:
-        """The result of `work` that needs no model."""
+        """The result of `work` that needs neither."""
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
 
     def drain(self) -> None:
@@ -242,8 +270,33 @@ class Engine:
 
     def want_reload(self) -> None:
         """Have the artifact read again, soon; may be called from a signal handler."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._reload_wanted.set)
+        if self._loop is not None and self._watch is not None:
+            self._loop.call_soon_threadsafe(self._watch.ask)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._places > self.settings.max_waiting:
+            raise BusyError(f"{self._places} requests are being worked on or wait; try again later")
+        if self._answer_bytes > self.settings.max_waiting_bytes:
+            raise BusyError("answers that wait to be taken fill the memory; try again later")
+        self._places += 1
+        try:
+            yield
+        finally:
+            self._places -= 1
+
+    @asynccontextmanager
+    async def _awaited(self, request: Request) -> AsyncIterator[None]:
+        """Work on an answer, for as long as that may take and somebody waits for it."""
+        seconds = self.settings.answer_seconds
+        try:
+            async with while_connected(request), asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise SlowAnswerError(
+                f"there was no answer within {seconds:g} seconds; send less at once, or try again "
+                "later"
+            ) from None
 
     async def _warm_up(self) -> None:
         try:
@@ -255,51 +308,58 @@ class Engine:
 
     async def _keep_model_new(self) -> None:
         """Load what is in the folder when it is asked for, or when it is not what was loaded."""
-        if self._folder is None:
+        if self._folder is None or self._watch is None:
             return
-        seen = self._stamp(self._folder)
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._reload_wanted.wait(), self.settings.watch_seconds or None
-                )
-            stamp = self._stamp(self._folder)
-            if self._reload_wanted.is_set() or stamp != seen:
-                self._reload_wanted.clear()
-                seen = stamp
-                await self._reload(self._folder)
+            stamp = await self._watch.change()
+            if await self._reload(self._folder):
+                self._watch.took(stamp)
+            else:
+                self._watch.failed(stamp)
 
-    async def _reload(self, folder: Path) -> None:
+    async def _reload(self, folder: Path) -> bool:
         """Requests are answered by the present model until the new one is warm, and if it fails."""
         try:
             artifact = await asyncio.to_thread(Artifact.load, folder)
             model = await asyncio.to_thread(Model.of, artifact, self.settings, self._index_folder)
             await self.compute(model.warm_up)
         except (ArtifactError, PatchIndexError, OSError) as error:
-            self.metrics.reloads.labels("failed").inc()
             log.error("the artifact cannot be read again; the present model stays: %s", error)
-            return
-        self.model = model
+        except Exception:
+            log.exception("the artifact cannot be taken; the present model stays")
+        else:
+            self._take(model)
+            return True
+        self.metrics.reloads.labels("failed").inc()
+        return False
+
+    def _take(self, model: Model) -> None:
+        """Answer by another model from now on."""
+        before, self.model = self.model, model
+        before.images.close()
+        self.ready = True
         self.metrics.model(model.name.id, model.name.digest)
         self.metrics.reloads.labels("done").inc()
         log.info("reloaded", extra={"fields": {"artifact": model.name.id}})
 
-    def _stamp(self, folder: Path) -> object:
-        """What changes when an artifact or its index is written anew: each has a file of sums."""
-        index = self._index_folder
-        return _stamp_of(folder / "SHA256SUMS"), index and _stamp_of(index / SPEC_FILE)
+    async def _forget_images(self) -> None:
+        """Let images that are not asked about expire, also where nobody asks for anything."""
+        while True:
+            await asyncio.sleep(min(_SWEEP_SECONDS, self.settings.map_cache_seconds) or 1)
+            self.model.images.expire()
+
+    def _close(self) -> None:
+        """Let begun work end, and then its threads, each whatever happens to the others."""
+        try:
+            self._preparing.shutdown()
+        finally:
+            try:
+                self._searching.shutdown()
+            finally:
+                self._batcher.close()
 
     async def _admit(self, request: Request) -> None:
         """A dependency: whoever has a key, as often as the rate allows."""
         client = client_of(request, self.settings)
         request.state.client = client
         self._rates.count(client)
-
-
-def _stamp_of(file: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is written anew."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size

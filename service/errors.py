@@ -9,12 +9,12 @@ import math
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from mimodel.errors import InputError
+from mimodel.errors import InputError, PatchIndexError
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 2
@@ -44,6 +44,10 @@ class SlowBodyError(ServiceError):
 
 class BusyError(ServiceError):
     """As many requests wait as may wait."""
+
+
+class GoneError(ServiceError):
+    """The client did not wait for the answer. Nobody reads this one; figures and log count it."""
 
 
 class SlowAnswerError(ServiceError):
@@ -97,8 +101,11 @@ STATUS: dict[type[Exception], int] = {
     BusyError: 503,
     SlowAnswerError: 503,
     NotReadyError: 503,
+    PatchIndexError: 503,
 }
 
+_GONE = 499
+"""As other servers log it; there is no such status in any standard."""
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_AFTER_SECONDS)}}
 
 
@@ -106,6 +113,7 @@ def install_handlers(app: FastAPI) -> None:
     """Answer every error of `app` with a problem document."""
     for error in STATUS:
         app.add_exception_handler(error, _on_error)
+    app.add_exception_handler(GoneError, _on_gone)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
@@ -145,6 +153,10 @@ async def _on_error(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, TooManyError):
         headers = {"Retry-After": str(math.ceil(error.seconds))}
     return problem(status, str(error), headers)
+
+
+async def _on_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=_GONE)
 
 
 async def _on_validation(_: Request, error: Exception) -> JSONResponse:

@@ -1,6 +1,6 @@
 """What Prometheus may ask: requests by route and status, batches, waiting, the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -32,6 +32,11 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=registry,
         )
+        self.calls = Counter(
+            "crossmi_model_calls",
+            "Other work of the model: steps of maps, warm-ups",
+            registry=registry,
+        )
         self.reloads = Counter(
             "crossmi_reloads", "Attempts to read the artifact again", ["outcome"], registry=registry
         )
@@ -44,16 +49,14 @@ class Metrics:
             "crossmi_places_taken", "Requests that are worked on or wait", registry=registry
         )
         self._bytes = Gauge(
-            "crossmi_waiting_bytes", "Bytes held for them", ["of"], registry=registry
+            "crossmi_waiting_bytes", "Bytes held in memory", ["of"], registry=registry
         )
 
-    def watch(
-        self, places: Callable[[], float], bodies: Callable[[], float], pixels: Callable[[], float]
-    ) -> None:
-        """Where to look for what changes all the time."""
+    def watch(self, places: Callable[[], float], held: Mapping[str, Callable[[], float]]) -> None:
+        """Where to look for what changes all the time: places, and the bytes that are `held`."""
         self._waiting.set_function(places)
-        self._bytes.labels("bodies").set_function(bodies)
-        self._bytes.labels("pixels").set_function(pixels)
+        for of, count in held.items():
+            self._bytes.labels(of).set_function(count)
 
     def model(self, identity: str, digest: str) -> None:
         """Another model answers from now on."""

@@ -9,6 +9,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, final
 
@@ -18,6 +19,7 @@ from service.engine import Engine
 
 REQUEST_ID = "X-Request-ID"
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_PIECE = 1 << 18
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -51,7 +53,9 @@ class Observed:
                 seen.status = message["status"]
                 message["headers"] = [*message["headers"], *self._marks(seen.id)]
             seen.sent += len(message.get("body", b""))
-            await send(message)
+            with self._engine.answering(len(message.get("body", b""))):
+                for piece in _pieces(message):
+                    await send(piece)
 
         try:
             await self._app(scope, receive_counted, send_marked)
@@ -81,6 +85,17 @@ class Observed:
             "client": scope.get("state", {}).get("client") or (scope.get("client") or [None])[0],
         }
         log.info("request", extra={"fields": fields})
+
+
+def _pieces(message: Message) -> Iterator[Message]:
+    """A message of an answer with its body in parts, so that it stays ours while it is not taken.
+
+    uvicorn waits before a part until the client has taken those before, and takes any part at once.
+    """
+    body = message.get("body", b"")
+    for at in range(0, len(body) - _PIECE, _PIECE):
+        yield {**message, "body": body[at : at + _PIECE], "more_body": True}
+    yield {**message, "body": body[(len(body) - 1) // _PIECE * _PIECE :]} if body else message
 
 
 @final

@@ -37,7 +37,8 @@ _MEANINGS = {
     415: "The media type, or a compression inside it, is not read here.",
     422: "The pixels or parameters are not what the model needs.",
     429: "This client asks too often.",
-    503: "Too many requests wait, the answer took too long, or the model is not ready.",
+    503: "Too many requests or maps wait, the answer took too long, the model is not ready, or the "
+    "index's disk fails.",
 }
 
 

@@ -3,13 +3,15 @@
 import asyncio
 import hashlib
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from service.decode import MEDIA_TYPES
 from service.errors import (
+    GoneError,
     MalformedError,
     NotAcceptableError,
     SlowBodyError,
@@ -103,3 +105,31 @@ async def read_body(request: Request, settings: Settings, hold: Callable[[int], 
     except ClientDisconnect:
         raise MalformedError("the body ended early") from None
     return bytes(body)
+
+
+@asynccontextmanager
+async def while_connected(request: Request) -> AsyncIterator[None]:
+    """What the block awaits is cancelled when the client goes away, and that is a `GoneError`.
+
+    The body must have been read: whatever comes after it is the end of the connection.
+    """
+    waiting, gone = asyncio.current_task(), False
+    assert waiting is not None
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        waiting.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        waiting.uncancel()
+        raise GoneError("the client did not wait for the answer") from None
+    finally:
+        watching.cancel()

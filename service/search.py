@@ -24,8 +24,12 @@ from service.schemas import (
     Searched,
     SearchQuery,
 )
+from service.settings import Settings
 
 _A_WHILE = {"Cache-Control": "private, max-age=3600"}
+_DIGITS = 12
+"""Of an index's digest, in the path of its thumbnails."""
+_OVER = object()
 _Number = Annotated[int, Path(ge=0, le=2**31 - 1)]
 
 
@@ -52,28 +56,43 @@ def search_routes(engine: Engine) -> APIRouter:
     @routes.get("/index", **operation(*statuses, answer=IndexSummary))
     async def index() -> Response:
         """What can be searched: tiles, dates, splits, and a sample of its pixels."""
-        index = _index_of(engine.model)
-        return json_answer(await engine.prepare(partial(_summary, index)), engine.model.name)
+        model = engine.model
+        summary = await engine.prepare(partial(_summary, _index_of(model)))
+        return json_answer(summary, model.name)
 
     @routes.get("/index/sample.npy", response_class=Response, **operation(*statuses, also=[NPY]))
     def sample() -> Response:
         """A piece of the index's ground (band, H, W), as /index says how to read it."""
-        body = _index_of(engine.model).sample
+        model = engine.model
+        body = _index_of(model).sample
         if body is None:
             raise AbsentError("the index has no sample: no patch of its cube is whole")
-        return bytes_answer(body, NPY, engine.model.name)
+        return bytes_answer(body, NPY, model.name)
 
     @routes.get(
         "/thumbnails/{patch}/{date}.png",
         response_class=Response,
-        **operation(*statuses, 422, also=[PNG]),
+        **operation(*statuses, 422, 503, also=[PNG]),
     )
-    def thumbnail(patch: _Number, date: _Number) -> Response:
-        """A look of the index in true colour, 64 x 64 pixels, alike in brightness for all."""
-        index = _index_of(engine.model)
-        _check_look(index, patch, date)
-        answer = bytes_answer(index.thumbnail(patch, date), PNG, engine.model.name)
-        answer.headers.update(_A_WHILE)
+    def thumbnail(
+        patch: _Number,
+        date: _Number,
+        index: Annotated[
+            str | None,
+            Query(pattern=f"^[0-9a-f]{{{_DIGITS}}}$", description="As /search has given it."),
+        ] = None,
+    ) -> Response:
+        """A look of the index in true colour, 64 x 64 pixels, alike in brightness for all.
+
+        With `index` it is that of this index or none, and may be kept.
+        """
+        model = engine.model
+        searched = _index_of(model)
+        if index not in (None, searched.digest[:_DIGITS]):
+            raise AbsentError("the index was replaced by another one; search again")
+        _check_look(searched, patch, date)
+        answer = bytes_answer(searched.thumbnail(patch, date), PNG, model.name)
+        answer.headers.update(_A_WHILE if index else {"Cache-Control": "no-cache"})
         return answer
 
     return routes
@@ -90,9 +109,9 @@ async def _by_look(engine: Engine, request: Request, query: SearchQuery) -> Resp
     if not seen:
         raise UnfitError("the look has no data; choose another date")
     names = index.names(query.representation)
-    async with engine.place():
+    async with engine.place(request):
         points = index.point_of(patch * index.spec.dates + date, names)
-        return await engine.prepare(partial(_search, model, index, query, points, names, [seen]))
+        return await _search(engine, model, query, points, names, [seen])
 
 
 async def _by_pixels(engine: Engine, request: Request, query: SearchQuery) -> Response:
@@ -111,21 +130,46 @@ async def _by_pixels(engine: Engine, request: Request, query: SearchQuery) -> Re
             name: await engine.embed(model, seen.patches, name) for name in names
         }
         points = index.points(vectors)
-        return await engine.prepare(
-            partial(_search, model, index, query, points, names, seen.valid_fraction)
-        )
+        return await _search(engine, model, query, points, names, seen.valid_fraction)
 
 
-def _search(
+async def _search(
+    engine: Engine,
     model: Model,
-    index: PatchIndex,
     query: SearchQuery,
     points: Vectors,
     names: tuple[str, ...],
     valid_fraction: Sequence[float],
 ) -> Response:
-    eligible = _eligible(index, query)
-    found = index.nearest(points, names, eligible, count=query.count, per_place=query.per_place)
+    """Piece by piece, so that a large search keeps no other one waiting, and can be given up."""
+    index = _index_of(model)
+    eligible = await engine.search(partial(_eligible, index, query))
+    _check_amount(len(points), int(eligible.sum()), engine.settings)
+    search = index.search(points, names, eligible, count=query.count, per_place=query.per_place)
+    steps = search.steps()
+    while await engine.search(lambda: next(steps, _OVER)) is not _OVER:
+        pass
+    return await engine.prepare(
+        lambda: _document(model, index, query, valid_fraction, search.found())
+    )
+
+
+def _check_amount(queries: int, looks: int, settings: Settings) -> None:
+    """Refuse what would take the index for minutes."""
+    if queries * looks > settings.max_compared:
+        raise UnfitError(
+            f"a search may compare {settings.max_compared} pairs, {queries} queries with {looks} "
+            "looks are more; send fewer patches, or filter by tile, time or split"
+        )
+
+
+def _document(
+    model: Model,
+    index: PatchIndex,
+    query: SearchQuery,
+    valid_fraction: Sequence[float],
+    found: Sequence[Sequence[Found]],
+) -> Response:
     answer = SearchAnswer(
         artifact=model.name,
         cube=index.spec.cube_digest,
@@ -179,7 +223,7 @@ def _described(index: PatchIndex, found: Found) -> FoundLook:
         acquired=_time(look["acquired"]),
         product=index.spec.products[look["product"]],
         valid_fraction=float(look["valid_fraction"]),
-        thumbnail=f"thumbnails/{found.patch}/{found.date}.png",
+        thumbnail=f"thumbnails/{found.patch}/{found.date}.png?index={index.digest[:_DIGITS]}",
     )
 
 

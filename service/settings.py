@@ -29,14 +29,31 @@ class Settings(BaseSettings):
     max_pixels: int = Field(1024 * 1024, gt=0, description="Height times width of an image")
     max_windows: int = Field(4096, gt=0, description="Patches that a map or a grid may be made of")
     max_queries: int = Field(16, gt=0, description="Query pixels that a map may average")
-    max_scores: int = Field(1024 * 1024, gt=0, description="Places of a map times its query pixels")
+    max_scores: int = Field(
+        1024 * 1024,
+        gt=0,
+        description="Places of a map times its query pixels, and pixels of an answer times its "
+        "layers",
+    )
+    max_maps: int = Field(16, gt=0, description="Similarity maps that are worked on at once")
     map_cache_bytes: int = Field(
-        256 * MIB, ge=0, description="Bytes of images and their features kept for further queries"
+        256 * MIB,
+        ge=0,
+        description="Bytes of the images of maps and of their features, kept for further queries",
+    )
+    map_cache_seconds: float = Field(
+        600.0, ge=0, description="Time that such an image is kept after it was last asked about"
+    )
+    max_compared: int = Field(
+        1 << 28, gt=0, description="Query patches of a search times the looks that it may find"
     )
     max_batch: int = Field(64, gt=0, description="Patches that the model takes at a time")
     max_waiting: int = Field(128, ge=0, description="Requests that wait while one is worked on")
     max_waiting_bytes: int = Field(
-        256 * MIB, gt=0, description="Bytes of all bodies that wait, and of all unpacked pixels"
+        256 * MIB,
+        gt=0,
+        description="Bytes of all bodies that wait, of all unpacked pixels, and of "
+        "all answers that are not taken",
     )
     max_rate: float = Field(
         0.0, ge=0, description="Requests a second of one key, or address without keys; 0 for any"

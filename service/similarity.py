@@ -1,10 +1,10 @@
 """`POST /similarity`: how alike the places of an image are to some of its pixels."""
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, final
+from functools import partial
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,6 @@ def similarity_routes(engine: Engine) -> APIRouter:
     """The route, over whatever model the engine has when it is asked."""
     routes = APIRouter(tags=["pixels"], dependencies=engine.guards)
     statuses = (*engine.guard_statuses, *UPLOAD_STATUSES)
-    images = _Images(engine.settings.map_cache_bytes)
 
     @routes.post(
         "/similarity",
@@ -60,22 +59,29 @@ def similarity_routes(engine: Engine) -> APIRouter:
         wanted = answer_type(request.headers.get("accept"), [JSON, NPY, PNG, TIFF])
         async with engine.upload(request) as upload:
             model = engine.model
-            # Before the image, whose decoding lets the body go.
-            placed = wanted == TIFF == upload.media_type
-            ground = await engine.prepare(lambda: georeference(upload.body)) if placed else None
-            image = await _image(engine, images, upload, query, model)
-            asked = await engine.prepare(lambda: _asked(query, image, engine.settings))
-            terms = _TERMS[query.mode]
-            steps = await engine.compute(lambda: image.scores(asked.counted, terms=terms))
-            parts = []
-            # Step by step, so that a large map does not keep others from the model.
-            while (part := await engine.compute(lambda: next(steps, None))) is not None:
-                parts.append(part)
-            images.shrink()
-            maps = image.joined(asked.counted, parts)
-            return await engine.prepare(lambda: _answer(maps, asked, query, ground, wanted, model))
+            with model.images.work():
+                return await _mapped(engine, upload, query, model, wanted)
 
     return routes
+
+
+async def _mapped(
+    engine: Engine, upload: Upload, query: SimilarityQuery, model: Model, wanted: str
+) -> Response:
+    # Before the image, whose decoding lets the body go.
+    placed = wanted == TIFF == upload.media_type
+    ground = await engine.prepare(lambda: georeference(upload.body)) if placed else None
+    image = await _image(engine, upload, query, model)
+    asked = await engine.prepare(lambda: _asked(query, image, engine.settings))
+    _check_answer(query, image, asked, wanted, engine.settings)
+    terms = _TERMS[query.mode]
+    steps = await engine.compute(lambda: image.scores(asked.counted, terms=terms))
+    parts = []
+    # Step by step, so that a large map does not keep others from the model.
+    while (part := await engine.compute(lambda: next(steps, None))) is not None:
+        parts.append(part)
+    maps = image.joined(asked.counted, parts)
+    return await engine.prepare(lambda: _answer(maps, asked, query, ground, wanted, model))
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class _Asked:
 
 
 async def _image(
-    engine: Engine, images: "_Images", upload: Upload, query: SimilarityQuery, model: Model
+    engine: Engine, upload: Upload, query: SimilarityQuery, model: Model
 ) -> PreparedImage:
     """The image of a body, with its features if it was asked about before."""
     stride = query.stride or usual_stride(model.artifact)
@@ -99,12 +105,19 @@ async def _image(
         return hashlib.sha256(said + upload.body).digest()
 
     key = await engine.prepare(digest)
+    images = model.images
     if (image := images.get(key)) is not None:
         return image
     pixels = await engine.decode(decode_image, upload, query, model)
     _check_windows(pixels.shape[1:], stride, model, engine.settings)
     image = await engine.prepare(
-        lambda: PreparedImage(model.artifact, pixels, stride=stride, max_bytes=images.max_bytes)
+        lambda: PreparedImage(
+            model.artifact,
+            pixels,
+            stride=stride,
+            keep=partial(images.room, key),
+            comparison=model.comparison,
+        )
     )
     images.put(key, image)
     return image
@@ -138,6 +151,19 @@ def _asked(query: SimilarityQuery, image: PreparedImage, settings: Settings) -> 
         raise UnfitError("no pixel with data has its centre in the polygon; draw a larger one")
     chosen = np.linspace(0, len(inside) - 1, min(len(inside), most)).round().astype(int)
     return _Asked([(int(row), int(col)) for row, col in inside[chosen]], len(inside), area)
+
+
+def _check_answer(
+    query: SimilarityQuery, image: PreparedImage, asked: _Asked, wanted: str, settings: Settings
+) -> None:
+    """Refuse pixels of more layers than an answer may hold."""
+    layers = len(asked.counted) if query.maps == "each" else 1
+    pixels = image.valid.size
+    if wanted in (NPY, TIFF) and layers > 1 and layers * pixels > settings.max_scores:
+        raise UnfitError(
+            f"an answer may hold {settings.max_scores} numbers, {layers} layers of {pixels} pixels "
+            "are more; accept application/json, which has the scores of the grid, or ask for fewer"
+        )
 
 
 def _answer(
@@ -180,28 +206,3 @@ def _lists(found: SimilarityMap) -> list[list[float | None]]:
     scores[~found.valid[np.ix_(found.row_centres, found.col_centres)]] = None
     lists: list[list[float | None]] = scores.tolist()
     return lists
-
-
-@final
-class _Images:
-    """The images that were asked about last, within a number of bytes. Of one event loop."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self._images: OrderedDict[bytes, PreparedImage] = OrderedDict()
-
-    def get(self, key: bytes) -> PreparedImage | None:
-        if key in self._images:
-            self._images.move_to_end(key)
-        return self._images.get(key)
-
-    def put(self, key: bytes, image: PreparedImage) -> None:
-        self._images[key] = image
-        self.shrink()
-
-    def shrink(self) -> None:
-        """Forget the images that were asked about least recently: features come with questions."""
-        held = {key: image.nbytes for key, image in self._images.items()}
-        while self._images and sum(held.values()) > self.max_bytes:
-            key, _ = self._images.popitem(last=False)
-            del held[key]

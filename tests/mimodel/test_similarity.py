@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from mimodel.artifact import Artifact
 from mimodel.errors import InputError
-from mimodel.likeness import Terms
+from mimodel.likeness import Comparison, Terms
 from mimodel.similarity import (
     PreparedImage,
     SimilarityMap,
@@ -75,7 +75,7 @@ def test_a_dense_map_is_equation_5_for_every_patch(
     monkeypatch.setattr("mimodel.likeness._ROWS", 16)
     image = _image(15, 15)
     whole, half = _naive(pixels, image, (3, 5), dtype)
-    prepared = PreparedImage(pixels, image, dtype=dtype)
+    prepared = PreparedImage(pixels, image, comparison=Comparison(pixels, dtype))
     (found,) = prepared.maps([(7, 9)])
     assert found.scores.shape == (7, 7)
     assert found.row_centres.tolist() == list(range(4, 11))
@@ -90,7 +90,9 @@ def test_a_dense_map_is_equation_5_for_every_patch(
 def test_bfloat16_ranks_pixels_as_float32_does(pixels: Artifact) -> None:
     image = _image(24, 28)
     exact, rounded = (
-        PreparedImage(pixels, image, dtype=dtype).mean_map([(12, 20)]).scores.ravel()
+        PreparedImage(pixels, image, comparison=Comparison(pixels, dtype))
+        .mean_map([(12, 20)])
+        .scores.ravel()
         for dtype in (torch.float32, torch.bfloat16)
     )
     ranks = np.stack([exact, rounded]).argsort(1).argsort(1)
@@ -102,7 +104,9 @@ def test_a_map_is_equation_5_for_each_pair_of_patches(artifact: Artifact) -> Non
     found = similarity_map(artifact, image, (40, 44), stride=16)
     assert found.row_centres.tolist() == [32, 48, 64]
     assert found.col_centres.tolist() == [32, 48]
-    exact = PreparedImage(artifact, image, stride=16, dtype=torch.float32).maps([(40, 44)])[0]
+    exact = PreparedImage(
+        artifact, image, stride=16, comparison=Comparison(artifact, torch.float32)
+    ).maps([(40, 44)])[0]
     reference = image[:, 8:72, 12:76]
     with torch.no_grad():
         for i, row in enumerate(found.row_centres - 32):
@@ -116,7 +120,9 @@ def test_a_map_is_equation_5_for_each_pair_of_patches(artifact: Artifact) -> Non
 def test_a_stride_takes_every_nth_pixel_of_the_dense_map(pixels: Artifact) -> None:
     image = _image(22, 27)
     dense, coarse = (
-        PreparedImage(pixels, image, stride=stride, dtype=torch.float32).maps([(9, 4)])[0]
+        PreparedImage(
+            pixels, image, stride=stride, comparison=Comparison(pixels, torch.float32)
+        ).maps([(9, 4)])[0]
         for stride in (1, 4)
     )
     assert coarse.row_centres.tolist() == [4, 8, 12, 16, 17]
@@ -127,16 +133,19 @@ def test_a_stride_takes_every_nth_pixel_of_the_dense_map(pixels: Artifact) -> No
 def test_many_queries_are_each_alone_kept_or_not(pixels: Artifact) -> None:
     image = _image(14, 14)
     queries = [(5, 5), (12, 3), (8, 11)]
-    prepared = PreparedImage(pixels, image, dtype=torch.float32)
-    assert prepared.nbytes == 4 * 4 * 14 * 14
+    prepared = PreparedImage(pixels, image, comparison=Comparison(pixels, torch.float32))
+    bare = (4 * 4 + 1) * 14 * 14  # pixels, and where there are any
+    assert prepared.nbytes == bare
     together = prepared.maps(queries)
     assert prepared.nbytes > 36 * 576 * 4
-    forgetful = PreparedImage(pixels, image, dtype=torch.float32, max_bytes=0)
+    forgetful = PreparedImage(
+        pixels, image, comparison=Comparison(pixels, torch.float32), keep=lambda _: False
+    )
     for query, one in zip(queries, together, strict=True):
         assert one.queries == (query,)
         np.testing.assert_allclose(one.scores, prepared.maps([query])[0].scores, atol=1e-6)
         np.testing.assert_allclose(one.scores, forgetful.maps([query])[0].scores, atol=1e-6)
-    assert forgetful.nbytes == 4 * 4 * 14 * 14
+    assert forgetful.nbytes == bare
     mean = prepared.mean_map(queries)
     assert mean.queries == tuple(queries)
     np.testing.assert_allclose(mean.scores, np.mean([m.scores for m in together], 0), atol=1e-6)
@@ -149,7 +158,9 @@ def test_likeness_is_symmetric(artifact: Artifact, pixels: Artifact, kind: str) 
     size = model.spec.patch_size
     image = _image(size, 2 * size)
     places = [(size // 2, size // 2), (size // 2, size + size // 2)]
-    there, back = PreparedImage(model, image, stride=size, dtype=torch.float32).maps(places)
+    there, back = PreparedImage(
+        model, image, stride=size, comparison=Comparison(model, torch.float32)
+    ).maps(places)
     assert there.scores[0, 1] == pytest.approx(float(back.scores[0, 0]), abs=1e-6)
 
 

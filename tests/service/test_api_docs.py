@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 from PIL import Image
+from starlette.routing import Route
 
+from mimodel.artifact import Artifact
+from service.app import create_app
 from service.errors import STATUS
 from service.settings import Settings
 from tests.service.conftest import Running
+from tests.service.test_load import app_in_a_thread
 
 ROOT = Path(__file__).parents[2]
 API = (ROOT / "docs/api.md").read_text()
@@ -58,6 +63,44 @@ def test_the_table_of_limits_is_that_of_the_settings() -> None:
 def test_the_table_of_errors_has_every_status() -> None:
     stated = {int(number) for cells in rows("Errors") for number in cells[0].split(",")}
     assert stated == {*STATUS.values(), 404, 405}
+
+
+def test_the_paths_that_are_open_where_a_key_is_wanted_are_those_that_are_named(
+    artifact: Artifact,
+) -> None:
+    listed = re.search(r"makes every path\s+but (.*?) want\s+`Authorization", API, re.DOTALL)
+    assert listed
+    named = set(re.findall(r"`(/[^`]*)`", listed[1]))
+    app = create_app(artifact, Settings.model_validate({"api_key": "correct-horse-battery"}))
+    paths = {route.path: route for route in app.routes if isinstance(route, Route)}
+    with app_in_a_thread(app) as client:
+        found = set()
+        for path, route in paths.items():
+            method = "POST" if "POST" in (route.methods or ()) else "GET"
+            asked = path.replace("{patch}", "0").replace("{date}", "0")
+            if client.request(method, asked).status_code != 401:
+                found.add("/web/*" if path.startswith("/web/") else path)
+    assert found == named
+
+
+def test_answers_name_their_model_as_is_said(service: Running) -> None:
+    """In JSON or in a header; those that say nothing of a model have neither."""
+    with httpx.Client(base_url=service.url) as client:
+        documents = client.get("/openapi.json").json()["components"]["schemas"]
+        with_artifact = {
+            name for name, one in documents.items()
+            if name.endswith("Answer") and "artifact" in one["properties"]
+        }  # fmt: skip
+        assert with_artifact == {
+            "EmbedAnswer",
+            "ClassifyAnswer",
+            "SimilarityAnswer",
+            "SearchAnswer",
+        }
+        digest = client.get("/models").json()["models"][0]["artifact"]["digest"]
+        index = client.get("/index")
+        assert "artifact" not in index.json()
+        assert index.headers["X-Artifact"] == digest
 
 
 def test_every_path_is_in_the_table(client: Any) -> None:

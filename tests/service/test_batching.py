@@ -48,10 +48,10 @@ async def _asked(batcher: Batcher, gate: Gate, requests: list[Array]) -> list[Ar
     return await asyncio.gather(*tasks)
 
 
-def in_a_loop(work: Callable[[Batcher], object], max_batch: int = 8) -> list[int]:
-    """Run `work(batcher)`; the sizes of the batches."""
-    sizes: list[int] = []
-    batcher = Batcher(max_batch, sizes.append)
+def in_a_loop(work: Callable[[Batcher], object], max_batch: int = 8) -> list[int | str]:
+    """Run `work(batcher)`; the sizes of the batches, and where other work was."""
+    sizes: list[int | str] = []
+    batcher = Batcher(max_batch, sizes.append, lambda: sizes.append("call"))
     try:
         asyncio.run(asyncio.wait_for(work(batcher), 30))  # type: ignore[arg-type]
     finally:
@@ -105,7 +105,7 @@ def test_other_work_is_not_joined_and_keeps_its_turn() -> None:
         assert c == "alone"
         np.testing.assert_array_equal(d, numbered(3, 1) * 2)
 
-    assert in_a_loop(ask) == [1, 3, 2, 1]
+    assert in_a_loop(ask) == [1, 3, 2, "call"]
 
 
 def test_a_failure_reaches_who_asked_and_nobody_else() -> None:
@@ -118,6 +118,22 @@ def test_a_failure_reaches_who_asked_and_nobody_else() -> None:
         np.testing.assert_array_equal(await batcher.rows(doubled, numbered(0, 3)), [[0], [2], [4]])
 
     in_a_loop(ask)
+
+
+def test_what_has_failed_in_part_is_not_worked_on_any_further() -> None:
+    calls: list[int] = []
+
+    def broken(items: Array) -> Array:
+        calls.append(len(items))
+        raise ValueError("no such luck")
+
+    async def ask(batcher: Batcher) -> None:
+        with pytest.raises(ValueError, match="luck"):
+            await batcher.rows(broken, numbered(0, 30))
+        await batcher.rows(doubled, numbered(0, 1))  # after whatever is left of it
+
+    assert in_a_loop(ask) == [8, 1]
+    assert calls == [8]
 
 
 def test_what_nobody_waits_for_is_left_out() -> None:

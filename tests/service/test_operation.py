@@ -1,11 +1,13 @@
 """What an operator relies on: reload, drain, limits of time and memory, figures and the log."""
 
+import asyncio
 import io
 import json
 import logging
 import re
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -144,6 +146,70 @@ def test_what_takes_too_long_is_given_up(artifact: Artifact) -> None:
         eventually(lambda: figure(client, "crossmi_places_taken") == 0)
 
 
+def test_what_nobody_waits_for_is_given_up(artifact: Artifact) -> None:
+    app = create_app(artifact, Settings())
+    image = npy_bytes(np.full((4, 80, 80), 0.1, np.float32))
+    head = (
+        "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+        "Content-Length: {}\r\n\r\n"
+    )
+    with app_in_a_thread(app) as client:
+        engine, gate = app.state.engine, threading.Event()
+        try:
+            # The model is busy for as long as it takes to see.
+            busy = asyncio.run_coroutine_threadsafe(engine.compute(gate.wait), engine._loop)
+            here = client.base_url.host, client.base_url.port or 0
+            with socket.create_connection(here) as first, socket.create_connection(here) as second:
+                first.sendall(head.format("/similarity?row=9&col=9", len(image)).encode() + image)
+                second.sendall(head.format("/embed", len(PATCH)).encode() + PATCH)
+                eventually(lambda: figure(client, "crossmi_places_taken") == 2)
+                eventually(lambda: len(engine._batcher._jobs) == 2)
+            eventually(lambda: figure(client, "crossmi_places_taken") == 0)
+            for of in ("bodies", "pixels"):
+                assert figure(client, f'crossmi_waiting_bytes{{of="{of}"}}') == 0
+        finally:
+            gate.set()
+        assert busy.result(20)
+        assert client.post("/embed", content=PATCH, headers=NPY).is_success
+        of = 'crossmi_requests_total{{method="POST",route="{}",status="{}"}}'
+        assert figure(client, of.format("/similarity", 499)) == 1
+        assert figure(client, of.format("/embed", 499)) == 1
+        assert figure(client, "crossmi_model_calls_total") == 2  # the warm-up and the gate
+        assert figure(client, "crossmi_batch_patches_count") == 1
+
+
+def test_answers_that_nobody_takes_count(artifact: Artifact) -> None:
+    """A client that asks for much and reads nothing holds memory, which others are told of."""
+    count = 512
+    app = create_app(artifact, Settings(max_patches=count, max_waiting_bytes=20 << 20))
+    body = npy_bytes(np.zeros((1, 4, 64, 64), np.float32))
+    with app_in_a_thread(app) as client:
+        engine = app.state.engine
+        held = 'crossmi_waiting_bytes{of="answers"}'
+
+        async def long_answer(*_: object) -> np.ndarray:
+            return np.zeros((1, 6 << 20), np.float32)
+
+        engine.embed = long_answer
+        head = (
+            "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+            f"Accept: application/x-npy\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        here = client.base_url.host, client.base_url.port or 0
+        with socket.create_connection(here) as slow:
+            slow.sendall(head.encode() + body)
+            eventually(lambda: figure(client, held) > 24 << 20)
+            answer = client.post("/embed", content=PATCH, headers=NPY)
+            refused(answer, 503, "answers that wait to be taken")
+            assert answer.headers["Retry-After"]
+            taken = 0
+            while taken < 24 << 20:
+                taken += len(slow.recv(1 << 20))
+            eventually(lambda: figure(client, held) == 0)
+        del engine.embed
+        assert client.post("/embed", content=PATCH, headers=NPY).is_success
+
+
 def test_bodies_that_fill_the_memory_for_them_are_refused_and_leave_nothing(
     artifact: Artifact,
 ) -> None:
@@ -186,7 +252,9 @@ def test_figures_count_what_was_asked(artifact: Artifact) -> None:
         assert figure(client, of.format("POST", "/embed", 400)) == 1
         assert figure(client, of.format("GET", "other", 404)) == 1
         assert "BREW" not in client.get("/metrics").text
-        assert figure(client, "crossmi_batch_patches_sum") == 3 + 1  # the first warms up
+        assert figure(client, "crossmi_batch_patches_sum") == 3
+        assert figure(client, "crossmi_batch_patches_count") == 1
+        assert figure(client, "crossmi_model_calls_total") == 1  # the model was warmed up
         assert figure(client, 'crossmi_request_seconds_count{route="/embed"}') >= 2
 
 

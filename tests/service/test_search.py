@@ -1,9 +1,13 @@
 """`/search` over HTTP: what it finds is what brute force finds, by pixels and by look."""
 
+import asyncio
 import base64
 import io
 import json
+import os
 import shutil
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,11 @@ import pytest
 from PIL import Image
 
 from mimodel.artifact import Artifact, HeadSpec
+from mimodel.errors import PatchIndexError
 from mimodel.index import PatchIndex, Wanted
 from s2pairs.bands import reflectance_from_stored
 from s2pairs.cube import Cube
+from service.app import create_app
 from service.settings import Settings
 from tests.cubes import DAYS, TILES
 from tests.models import small_artifact
@@ -24,7 +30,7 @@ from tests.service.bodies import geotiff_bytes, npy_bytes
 from tests.service.conftest import serving
 from tests.service.test_cli import one_sentence, refused_here
 from tests.service.test_http import JSON, NPY, TIFF, refused
-from tests.service.test_load import in_a_thread
+from tests.service.test_load import app_in_a_thread, in_a_thread
 from tests.service.test_operation import eventually, figure
 
 DATES = len(DAYS)
@@ -259,6 +265,92 @@ def test_without_an_index_the_answer_says_how_to_get_one(artifact: Artifact) -> 
         refused(client.post("/search", params={"patch": 4, "date": 1}), 404, "--index")
         refused(client.get("/index"), 404, "mimodel embed")
         refused(client.get("/thumbnails/0/0.png"), 404)
+
+
+def test_thumbnails_are_those_of_the_index_that_was_searched(
+    artifact: Artifact, artifact_folder: Path, index_folder: Path, tmp_path: Path
+) -> None:
+    """Whatever becomes of the files on disk, and also for who has kept a link."""
+    folder = Path(shutil.copytree(index_folder, tmp_path / "index"))
+    app = create_app(artifact, Settings(watch_seconds=0), artifact_folder, folder)
+    with app_in_a_thread(app) as client:
+        link = nearest(client.post("/search", params={"patch": 4, "date": 1}))[0]["thumbnail"]
+        before = client.get(link)
+        assert "max-age" in before.headers["Cache-Control"]
+        plain = client.get(link.partition("?")[0])
+        assert plain.content == before.content
+        assert plain.headers["Cache-Control"] == "no-cache"
+        # Another index takes the place of this one, file by file, as `mimodel embed` writes them.
+        for file in ("thumbnails/00000.bin", "thumbnails/00000.npy", "sample.npy"):
+            (tmp_path / "other").write_bytes(b"something else")
+            (tmp_path / "other").replace(folder / file)
+        assert client.get(link).content == before.content
+        assert client.get("/index/sample.npy").content[:6] == b"\x93NUMPY"
+        shutil.rmtree(folder)
+        assert client.get(link).content == before.content
+        # Another index altogether.
+        shutil.copytree(index_folder, folder)
+        fields = json.loads((folder / "index.json").read_text())
+        (folder / "index.json").write_text(json.dumps({**fields, "notice": "another"}))
+        app.state.engine.want_reload()
+        eventually(lambda: figure(client, 'crossmi_reloads_total{outcome="done"}') == 1)
+        refused(client.get(link), 404, "search again")
+        link = nearest(client.post("/search", params={"patch": 4, "date": 1}))[0]["thumbnail"]
+        assert client.get(link).content == before.content
+
+
+def test_a_disk_that_fails_is_no_fault_of_the_request(
+    artifact: Artifact, index_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(index_folder, tmp_path / "index"))
+    with app_in_a_thread(create_app(artifact, Settings(), None, folder)) as client:
+        os.truncate(folder / "thumbnails/00000.bin", 1000)
+        answer = client.get(f"/thumbnails/23/{DATES - 1}.png")
+        refused(answer, 503, "thumbnails")
+        assert answer.headers["Retry-After"]
+    with pytest.raises(PatchIndexError, match="1000 bytes"):
+        PatchIndex.load(folder)
+
+
+def test_a_large_search_keeps_nobody_waiting(
+    artifact: Artifact, index_folder: Path, reflectance: npt.NDArray[np.float32]
+) -> None:
+    settings = Settings(max_compared=200)
+    app = create_app(artifact, settings, None, index_folder)
+    with app_in_a_thread(app) as client:
+        engine, gate = app.state.engine, threading.Event()
+        patches = npy_bytes(reflectance[[0, 3, 9, 10], 2])
+        refused(client.post("/search", content=patches, headers=NPY), 422, "may compare 200 pairs")
+        few = {"months": "7"}
+        assert client.post("/search", content=patches, headers=NPY, params=few).is_success
+        busy = asyncio.run_coroutine_threadsafe(engine.search(gate.wait), engine._loop)
+        try:
+            # The index works on a large search: others decode and embed meanwhile.
+            assert client.post("/embed", content=patches, headers=NPY).is_success
+            assert client.get("/index").is_success
+            look = {"patch": 4, "date": 1}
+            here = client.base_url.host, client.base_url.port or 0
+            with socket.create_connection(here) as gone:
+                gone.sendall(b"POST /search?patch=4&date=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+                eventually(lambda: figure(client, "crossmi_places_taken") == 1)
+            eventually(lambda: figure(client, "crossmi_places_taken") == 0)
+        finally:
+            gate.set()
+        assert busy.result(20)
+        assert nearest(client.post("/search", params=look))
+
+
+def test_a_search_by_a_look_has_its_time_too(artifact: Artifact, index_folder: Path) -> None:
+    app = create_app(artifact, Settings(answer_seconds=0.2), None, index_folder)
+    with app_in_a_thread(app) as client:
+        engine, gate = app.state.engine, threading.Event()
+        busy = asyncio.run_coroutine_threadsafe(engine.search(gate.wait), engine._loop)
+        try:
+            answer = client.post("/search", params={"patch": 4, "date": 1})
+            refused(answer, 503, "no answer within 0.2 seconds")
+        finally:
+            gate.set()
+        assert busy.result(20)
 
 
 def test_an_index_of_another_artifact_is_refused(index_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -14,7 +15,6 @@ from rasterio.io import MemoryFile
 from mimodel.artifact import Artifact
 from mimodel.likeness import Terms
 from mimodel.similarity import PreparedImage, polygon_mask
-from service.similarity import _Images
 from tests.models import pixel_artifact
 from tests.service.bodies import geotiff_bytes, npy_bytes
 from tests.service.conftest import serving
@@ -172,28 +172,15 @@ def test_what_would_take_too_long_is_refused(client: httpx.Client) -> None:
     ).is_success
 
 
-def test_images_are_kept_within_their_bytes(pixels: Artifact) -> None:
-    def image(level: float) -> PreparedImage:
-        return PreparedImage(pixels, np.full((4, 12, 12), level, np.float32))
-
-    one = image(0.1)
-    one.maps([(5, 5)])
-    images = _Images(5 * one.nbytes // 2)
-    for name in (b"a", b"b"):
-        images.put(name, image(0.1))
-    assert images.get(b"a")
-    for name in (b"a", b"b"):
-        kept = images.get(name)
-        assert kept
-        kept.maps([(5, 5)])
-    images.shrink()
-    assert images.get(b"a")  # asked about later than b, when the third comes
-    third = image(0.2)
-    third.maps([(5, 5)])
-    images.put(b"c", third)
-    assert images.get(b"a")
-    assert images.get(b"b") is None
-    assert images.get(b"c") is third
-    none = _Images(0)
-    none.put(b"a", one)
-    assert none.get(b"a") is None
+def test_an_answer_of_many_layers_is_refused(client: httpx.Client) -> None:
+    """A large image at a wide stride has few places, and as many pixels a layer as any."""
+    large = npy_bytes(np.full((4, 70, 70), 0.1, np.float32))
+    params: dict[str, Any] = {"pixel": ["3,3", "9,9"], "maps": "each", "stride": 16}
+    for accept in ("application/x-npy", "image/tiff"):
+        headers = NPY | {"Accept": accept}
+        answer = client.post("/similarity", params=params, content=large, headers=headers)
+        refused(answer, 422, "2 layers of 4900 pixels are more")
+        params_of_mean = {**params, "maps": "mean"}
+        answer = client.post("/similarity", params=params_of_mean, content=large, headers=headers)
+        assert answer.is_success
+    assert client.post("/similarity", params=params, content=large, headers=NPY).is_success
