@@ -6,7 +6,16 @@ const SHOWN = 12; // nearest patches
 const WIDEST = 640; // pixels of a canvas, beyond which the browser scales
 const STEPS = [null, 16, 32, 64]; // between compared patches; null is the service's own choice
 
-const state = { image: null, picture: null, cursor: null, asked: null, search: false, step: 0 };
+const state = {
+  chosen: null, // the file that was chosen last, read or not
+  image: null, // the one that was read, and what was said of its numbers
+  picture: null, // of the same one
+  cursor: null,
+  asked: null,
+  search: false,
+  step: 0,
+  running: {}, // by kind of work, what gives up the requests of the last of it
+};
 
 start();
 
@@ -15,8 +24,8 @@ async function start() {
   $("sample").addEventListener("click", openSample);
   $("choose").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (!state.model) describe().then(() => state.image && show());
-    else if (state.image) show();
+    if (!state.model) describe().then(() => state.chosen && show());
+    else if (state.chosen) show();
   });
   $("image").addEventListener("click", (event) => ask(pixelAt(event)));
   $("image").addEventListener("keydown", steer);
@@ -58,14 +67,15 @@ function open(file) {
   if (!file) return;
   const type = TYPES[file.name.split(".").pop().toLowerCase()];
   if (!type) return complain("expected a file that ends in .npy, .tif or .tiff");
-  state.image = { body: file, type, name: file.name };
+  state.chosen = { body: file, type, name: file.name };
   show();
 }
 
 async function openSample() {
-  const answer = await tell(() => request("GET", "index/sample.npy"));
-  if (!answer) return;
-  state.image = { body: await answer.blob(), type: TYPES.npy, name: "the index's sample" };
+  const signal = instead("image");
+  const body = await tell(async () => (await request("GET", "index/sample.npy", { signal })).blob());
+  if (!body || signal.aborted) return;
+  state.chosen = { body, type: TYPES.npy, name: "the index's sample" };
   $("bands").value = state.sample.bands.join(",");
   for (const name of ["scale", "offset", "nodata"]) $(name).value = state.sample[name];
   show();
@@ -73,10 +83,14 @@ async function openSample() {
 
 // The image as the service reads it: whatever can be asked about can be seen.
 async function show() {
-  say(`Reading ${state.image.name}…`);
-  const answer = await tell(() => post("preview", said()));
-  if (!answer) return;
-  state.picture = await createImageBitmap(await answer.blob());
+  const image = { ...state.chosen, said: said() };
+  const signal = instead("image");
+  say(`Reading ${image.name}…`);
+  const picture = await tell(() => pictureOf(post(image, "preview", { signal })));
+  if (!picture || signal.aborted) return; // another image was chosen meanwhile
+  instead("map");
+  instead("search");
+  Object.assign(state, { image, picture });
   state.asked = null;
   state.step = 0;
   const { width, height } = state.picture;
@@ -90,7 +104,7 @@ async function show() {
   $("nearest").replaceChildren();
   $("nothing").hidden = false;
   draw();
-  say(`${state.image.name}: ${height} × ${width} pixels. Choose one.`);
+  say(`${image.name}: ${height} × ${width} pixels. Choose one.`);
   $("image").focus({ preventScroll: true });
 }
 
@@ -161,9 +175,9 @@ async function ask(pixel) {
 }
 
 async function similarity(pixel) {
-  const answer = await tell(() => mapOf(pixel));
-  if (!answer || state.asked !== pixel) return false;
-  const picture = await createImageBitmap(await answer.blob());
+  const signal = instead("map");
+  const picture = await tell(() => pictureOf(mapOf(pixel, signal)));
+  if (!picture || signal.aborted) return false;
   const canvas = $("map");
   const pen = canvas.getContext("2d");
   pen.imageSmoothingEnabled = false;
@@ -174,13 +188,15 @@ async function similarity(pixel) {
 }
 
 // The map as a picture, in larger steps where the service takes no more patches.
-async function mapOf(pixel) {
+async function mapOf(pixel, signal) {
+  const { image } = state;
   for (;;) {
     const stride = STEPS[state.step] ? { stride: STEPS[state.step] } : {};
     try {
-      return await post("similarity", { ...said(), ...pixel, ...stride }, "image/png");
+      const parameters = { ...pixel, ...stride };
+      return await post(image, "similarity", { parameters, signal, accept: "image/png" });
     } catch (error) {
-      if (!error.message.includes("larger stride") || state.step + 1 === STEPS.length) throw error;
+      if (signal.aborted || !error.message.includes("larger stride") || state.step + 1 === STEPS.length) throw error;
       state.step += 1;
     }
   }
@@ -188,33 +204,35 @@ async function mapOf(pixel) {
 
 // The nearest patches to a pixel of the image, or to a look of the index.
 async function search(query) {
+  const signal = instead("search");
   const byLook = "patch" in query;
   const wanted = { count: SHOWN, per_place: 1, representation: $("representation").value };
   if (byLook) wanted.place = "other";
   if ($("months").value.trim()) wanted.months = $("months").value.replaceAll(" ", "");
   if ($("tile").value) wanted.tile = $("tile").value;
-  const parameters = byLook ? { ...wanted, ...query } : { ...wanted, ...said(), ...query };
-  const answer = await tell(() =>
-    byLook ? request("POST", "search", parameters) : post("search", parameters),
+  const asked = { parameters: { ...wanted, ...query }, signal };
+  const answer = await tell(async () =>
+    (await (byLook ? request("POST", "search", asked) : post(state.image, "search", asked))).json(),
   );
-  if (!answer || state.asked !== query) return "";
-  const looks = (await answer.json()).queries[0].nearest;
+  if (!answer || signal.aborted) return "";
+  const looks = answer.queries[0].nearest;
   $("nothing").hidden = looks.length > 0;
   $("nothing").textContent = "The index has no such patch.";
-  const items = await Promise.all(looks.map(item));
-  if (state.asked !== query) return "";
+  const items = await Promise.all(looks.map((look) => item(look, signal)));
+  if (signal.aborted) return "";
   $("nearest").replaceChildren(...items);
   const words = looks.length === 1 ? "patch" : "patches";
   return looks.length ? `${looks.length} nearest ${words}, the first in ${looks[0].tile}` : "";
 }
 
-async function item(look) {
+async function item(look, signal) {
   const day = look.acquired.slice(0, 10);
   const picture = new Image();
   picture.alt = `${look.tile}, ${day}`;
-  const answer = await request("GET", look.thumbnail).catch(() => null);
-  if (answer) {
-    picture.src = URL.createObjectURL(await answer.blob());
+  const answer = await request("GET", look.thumbnail, { signal }).catch(() => null);
+  const content = await answer?.blob().catch(() => null);
+  if (content) {
+    picture.src = URL.createObjectURL(content);
     picture.addEventListener("load", () => URL.revokeObjectURL(picture.src), { once: true });
   }
   const button = document.createElement("button");
@@ -234,6 +252,7 @@ async function item(look) {
 async function follow(look) {
   const query = { patch: look.patch, date: look.date };
   state.asked = query;
+  instead("map"); // nobody looks at it any more
   say("Asking about a patch of the index…");
   const found = await search(query);
   if (state.asked !== query) return;
@@ -241,20 +260,33 @@ async function follow(look) {
   $("nearest").querySelector("button")?.focus();
 }
 
-function post(path, parameters, accept = "*/*") {
-  const { body, type } = state.image;
-  return request("POST", path, parameters, { "Content-Type": type, Accept: accept }, body);
+// A signal for work of which one piece at a time is wanted; the one before is given up.
+function instead(kind) {
+  state.running[kind]?.abort();
+  state.running[kind] = new AbortController();
+  return state.running[kind].signal;
 }
 
-// Throws an Error whose message is the service's own.
-async function request(method, path, parameters = {}, headers = {}, body = undefined) {
+function post(image, path, { parameters = {}, accept = "*/*", signal }) {
+  const headers = { "Content-Type": image.type, Accept: accept };
+  const all = { ...image.said, ...parameters };
+  return request("POST", path, { parameters: all, headers, body: image.body, signal });
+}
+
+async function pictureOf(asked) {
+  return createImageBitmap(await (await asked).blob());
+}
+
+// Throws an Error whose message is the service's own, or an AbortError where it was given up.
+async function request(method, path, { parameters = {}, headers = {}, body, signal } = {}) {
   const key = $("key").value.trim();
   if (key) headers = { ...headers, Authorization: `Bearer ${key}` };
   const query = new URLSearchParams(parameters).toString();
   let answer;
   try {
-    answer = await fetch(query ? `${path}?${query}` : path, { method, headers, body });
-  } catch {
+    answer = await fetch(query ? `${path}?${query}` : path, { method, headers, body, signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
     throw new Error("the service does not answer");
   }
   if (answer.ok) return answer;
@@ -263,14 +295,14 @@ async function request(method, path, parameters = {}, headers = {}, body = undef
   throw new Error(problem?.detail ?? `${answer.status} ${answer.statusText}`);
 }
 
-// The result of what is asked; null where it fails, which the user is told.
+// The result of what is asked; null where it fails, which the user is told, or is given up.
 async function tell(asked) {
   try {
     const answer = await asked();
     $("problem").hidden = true;
     return answer;
   } catch (error) {
-    complain(error.message);
+    if (error.name !== "AbortError") complain(error.message);
     return null;
   }
 }

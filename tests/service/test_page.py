@@ -3,12 +3,13 @@
 import io
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, Route, expect, sync_playwright
 
 from mimodel.artifact import Artifact
 from service.settings import Settings
@@ -142,6 +143,92 @@ def test_files_of_both_kinds(page: Page, tmp_path: Path) -> None:
         expect(page.locator("#status")).to_have_text(f"{name}: 80 × 96 pixels. Choose one.")
         page.keyboard.press("Enter")
         expect(page.locator("#status")).to_contain_text("Row 40, column 48: 12 nearest")
+
+
+class Held:
+    """Requests that are let through when the test says so, the first of a path alone."""
+
+    def __init__(self, page: Page, path: str) -> None:
+        self.route: Route | None = None
+        page.route(f"**/{path}*", self._hold)
+
+    def _hold(self, route: Route) -> None:
+        if self.route is None:
+            self.route = route
+        else:
+            route.continue_()
+
+    def release(self, page: Page) -> None:
+        """Answer it now, if anybody still waits; and wait until the page has had the time."""
+        assert self.route
+        with suppress(Error):  # it was given up
+            self.route.continue_()
+        page.wait_for_timeout(500)
+
+
+def test_of_two_images_the_one_that_was_chosen_last_is_shown(page: Page, tmp_path: Path) -> None:
+    for name, height in (("slow", 80), ("quick", 96)):
+        image = np.random.default_rng(0).uniform(0.02, 0.4, (4, height, 70)).astype(np.float32)
+        (tmp_path / f"{name}.npy").write_bytes(npy_bytes(image))
+    held = Held(page, "preview")
+    asked: list[int] = []
+    page.on(
+        "request",
+        lambda one: (
+            asked.append(len(one.post_data_buffer or b"")) if "/similarity" in one.url else None
+        ),
+    )
+    page.locator("#file").set_input_files(tmp_path / "slow.npy")
+    expect(page.locator("#status")).to_have_text("Reading slow.npy…")
+    page.locator("#file").set_input_files(tmp_path / "quick.npy")
+    expect(page.locator("#status")).to_have_text("quick.npy: 96 × 70 pixels. Choose one.")
+    held.release(page)
+    expect(page.locator("#status")).to_have_text("quick.npy: 96 × 70 pixels. Choose one.")
+    assert page.locator("#image").evaluate("(canvas) => canvas.height / canvas.width") == 96 / 70
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("Row 48, column 35: 12 nearest")
+    assert asked == [(tmp_path / "quick.npy").stat().st_size]
+
+
+def test_an_image_is_asked_about_as_it_is_shown(page: Page, tmp_path: Path) -> None:
+    """While another one is read, and whatever is typed into the form meanwhile."""
+    for name, height in (("shown", 80), ("coming", 96)):
+        image = np.random.default_rng(0).uniform(0.02, 0.4, (4, height, 70)).astype(np.float32)
+        (tmp_path / f"{name}.npy").write_bytes(npy_bytes(image))
+    page.locator("#file").set_input_files(tmp_path / "shown.npy")
+    expect(page.locator("#status")).to_contain_text("80 × 70 pixels")
+    held = Held(page, "preview")
+    page.locator("#file").set_input_files(tmp_path / "coming.npy")
+    expect(page.locator("#status")).to_have_text("Reading coming.npy…")
+    page.get_by_text("Bands, and how numbers become reflectance").click()
+    page.get_by_label("Scale").fill("0.5")
+    with page.expect_request("**/similarity*") as asked:
+        page.locator("#image").click()
+    assert len(asked.value.post_data_buffer or b"") == (tmp_path / "shown.npy").stat().st_size
+    assert "scale" not in asked.value.url
+    held.release(page)
+    expect(page.locator("#status")).to_have_text("coming.npy: 96 × 70 pixels. Choose one.")
+
+
+def test_of_two_filters_the_last_counts(page: Page) -> None:
+    with_sample(page)
+    page.keyboard.press("Enter")
+    expect(page.locator("#nearest li")).to_have_count(12)
+    held = Held(page, "search")
+    given_up: list[str] = []
+    page.on("requestfailed", lambda one: given_up.append(one.url))
+    page.get_by_label("Months").fill("7")
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(100)
+    page.get_by_label("Months").fill("2")
+    page.keyboard.press("Tab")
+    expect(page.locator("#nearest li").first).to_contain_text("2019-02-10")
+    held.release(page)
+    texts = page.locator("#nearest li").all_inner_texts()
+    assert texts
+    assert all("2019-02-10" in text for text in texts)
+    # And the service is told that nobody waits for the other.
+    assert any("/search" in url and "months=7" in url for url in given_up)
 
 
 def test_what_the_service_refuses_is_said(page: Page, tmp_path: Path) -> None:
