@@ -43,5 +43,7 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
   CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
-ENTRYPOINT ["crossmi-service", "--artifact", "/artifact", "--port", "8000"]
+# Of a folder of models that is mounted, so that a new artifact may take the place of the old one.
+ENV CROSSMI_ARTIFACT=/models/artifact
+ENTRYPOINT ["crossmi-service", "--port", "8000"]
 CMD ["--host", "0.0.0.0"]

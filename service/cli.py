@@ -34,9 +34,14 @@ _EPILOG = "\n\n".join(
 
 @app.command(epilog=_EPILOG)
 def serve(
-    artifact: Annotated[Path, typer.Option(help="Folder of a trained model.")],
+    artifact: Annotated[
+        Path, typer.Option(help="Folder of a trained model.", envvar="CROSSMI_ARTIFACT")
+    ],
     index: Annotated[
-        Path | None, typer.Option(help="Folder of an index by that model, to search in.")
+        Path | None,
+        typer.Option(
+            help="Folder of an index by that model, to search in.", envvar="CROSSMI_INDEX"
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,

@@ -17,7 +17,9 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from service import cli
 from service.settings import Settings
 from tests.service.bodies import npy_bytes
 from tests.service.conftest import Running
@@ -68,6 +70,77 @@ def test_the_service_is_reached_by_few_and_reaches_nothing(compose: dict[str, An
     assert service["volumes"][0]["read_only"] is True
 
 
+def filled_in(text: str, given: dict[str, str]) -> str:
+    """Text of the compose file with its variables, as the Compose specification fills them in."""
+    innermost = re.compile(r"\$\{(\w+)(?:(:[-+?])([^${}]*))?\}")
+
+    def value(found: re.Match[str]) -> str:
+        name, how, words = found.groups()
+        is_set = given.get(name, "")
+        if how == ":?":
+            assert is_set, words
+        if how == ":+":
+            return words if is_set else ""
+        return is_set or (words if how == ":-" else "")
+
+    while innermost.search(text):
+        text = innermost.sub(value, text)
+    return text
+
+
+def test_a_new_artifact_is_seen_through_the_mount(compose: dict[str, Any]) -> None:
+    """The folder of the artifact is swapped for another, so what is mounted must be above it."""
+    service = compose["services"]["service"]
+    (mount,) = service["volumes"]
+    key, models = {"CROSSMI_API_KEY": "k" * 16}, {"CROSSMI_MODELS": "./demo"}
+    assert filled_in(mount["source"], models) == "./demo"
+    with pytest.raises(AssertionError, match="set the folder that holds"):
+        filled_in(mount["source"], {})
+    target = Path(mount["target"])
+    for given, artifact, index in (
+        ({}, target / "artifact", ""),
+        ({"CROSSMI_ARTIFACT": "run/artifact", "CROSSMI_INDEX": "index"},
+         target / "run/artifact", str(target / "index")),
+    ):  # fmt: skip
+        filled = {
+            name: filled_in(text, key | models | given)
+            for name, text in service["environment"].items()
+        }
+        assert Path(filled["CROSSMI_ARTIFACT"]) == artifact
+        assert target in artifact.parents
+        assert filled["CROSSMI_INDEX"] == index
+
+
+@pytest.mark.parametrize("index", ["", "/models/index"])
+def test_the_service_takes_its_folders_from_the_environment(
+    index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the container: no option names a folder, and an empty variable is none."""
+    taken: list[tuple[Path, Path | None]] = []
+    monkeypatch.setattr(cli, "_run", lambda artifact, index, *_: taken.append((artifact, index)))
+    environment = {"CROSSMI_ARTIFACT": "/models/artifact", "CROSSMI_INDEX": index}
+    result = CliRunner().invoke(cli.app, ["--port", "0"], env=environment)
+    assert result.exit_code == 0, result.output
+    assert taken == [(Path("/models/artifact"), Path(index) if index else None)]
+
+
+def test_the_notebook_reaches_the_service_with_a_key(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    notebook = services["notebook"]
+    asked = httpx.URL(notebook["environment"]["CROSSMI_URL"])
+    assert asked.host == "proxy"
+    assert set(notebook["networks"]) & set(services["proxy"]["networks"])
+    conf = (ROOT / "deploy/proxy.conf").read_text()
+    assert re.search(rf"listen {asked.port};", conf)
+    keyed = notebook["environment"]["CROSSMI_KEY"]
+    assert filled_in(keyed, {"CROSSMI_API_KEY": "a"}) == "a"
+    assert filled_in(keyed, {"CROSSMI_API_KEY": "a,b", "CROSSMI_KEY": "b"}) == "b"
+    for name in ("ask_the_service", "search"):
+        text = (ROOT / f"notebooks/{name}.ipynb").read_text()
+        assert "CROSSMI_URL" in text
+        assert "CROSSMI_KEY" in text
+
+
 def test_what_is_mounted_into_a_read_only_container_is_a_file(compose: dict[str, Any]) -> None:
     # Compose copies `content:` into the container, which fails where its root is read-only.
     for name, config in compose["configs"].items():
@@ -89,6 +162,18 @@ def test_the_proxy_fits_the_limits_of_the_service(compose: dict[str, Any]) -> No
     assert patience > defaults["answer_seconds"]
     grace = int(compose["services"]["service"]["stop_grace_period"].removesuffix("s"))
     assert grace > defaults["notice_seconds"] + defaults["drain_seconds"]
+    # One client cannot fill the disk of the proxy, neither by bodies nor by answers.
+    (disk,) = compose["services"]["proxy"]["tmpfs"]
+    size, connections = (
+        int(found[1])
+        for found in (
+            re.search(r"size=(\d+)m", disk),
+            re.search(r"limit_conn clients (\d+);", conf),
+        )
+        if found
+    )
+    assert connections * limit < size
+    assert "proxy_max_temp_file_size 0;" in conf
 
 
 def test_the_images_run_their_commands_without_root(compose: dict[str, Any]) -> None:
@@ -99,7 +184,8 @@ def test_the_images_run_their_commands_without_root(compose: dict[str, Any]) -> 
             assert re.search(r"^USER 10001$", by_name[container["build"]["target"]], re.MULTILINE)
     last = stages[-1]
     assert "HEALTHCHECK" in last
-    assert 'ENTRYPOINT ["crossmi-service", "--artifact", "/artifact"' in last
+    assert 'ENTRYPOINT ["crossmi-service", "--port", "8000"]' in last
+    assert "ENV CROSSMI_ARTIFACT=/models/artifact" in last
     copied = set(re.findall(r"^COPY (\w+) \./\w+$", by_name["build"], re.MULTILINE))
     packages = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
     assert packages
