@@ -4,12 +4,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 from PIL import Image
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from mimodel.artifact import Artifact
 from service.app import create_app
@@ -65,6 +66,15 @@ def test_the_table_of_errors_has_every_status() -> None:
     assert stated == {*STATUS.values(), 404, 405}
 
 
+def routes_of(routes: Sequence[BaseRoute]) -> Iterator[Route]:
+    """All of an app, also those of the routers that it includes."""
+    for one in routes:
+        if isinstance(one, Route):
+            yield one
+        else:
+            yield from routes_of(getattr(one, "original_router").routes)  # noqa: B009
+
+
 def test_the_paths_that_are_open_where_a_key_is_wanted_are_those_that_are_named(
     artifact: Artifact,
 ) -> None:
@@ -72,7 +82,8 @@ def test_the_paths_that_are_open_where_a_key_is_wanted_are_those_that_are_named(
     assert listed
     named = set(re.findall(r"`(/[^`]*)`", listed[1]))
     app = create_app(artifact, Settings.model_validate({"api_key": "correct-horse-battery"}))
-    paths = {route.path: route for route in app.routes if isinstance(route, Route)}
+    paths = {route.path: route for route in routes_of(app.routes)}
+    assert {"/embed", "/web/page.js", "/openapi.json"} <= set(paths)
     with app_in_a_thread(app) as client:
         found = set()
         for path, route in paths.items():
