@@ -5,23 +5,28 @@ Object stores are read by GDAL: their end point comes from us or from the enviro
 an item.
 """
 
+import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from s2pairs.errors import SceneError, SourceError
 from s2pairs.sources.jp2 import check_complete
-from s2pairs.sources.web import RangeFile, Web
+from s2pairs.sources.reach import shown
+from s2pairs.sources.web import Patience, RangeFile, Web
 
 if TYPE_CHECKING:
+    from rasterio.errors import RasterioError
     from rasterio.io import DatasetReader
 
 _END_OF_CODESTREAM = b"\xff\xd9"
 
+T = TypeVar("T")
 Buckets = Mapping[str, Mapping[str, str]]
 """By bucket, the options of GDAL that its store needs."""
 
@@ -39,14 +44,14 @@ class Assets:
         on this machine, a bucket or a host only if it is among the known ones."""
         kind, place = _kind(href)
         if kind == "file" and not self._local:
-            raise SceneError(f"{href[:200]} names a file on this machine, from a remote catalogue")
+            raise SceneError(f"{shown(href)} names a file on this machine, from a remote catalogue")
         if kind == "file" and not Path(place).is_file():
             raise SceneError(f"{place} is missing")
         if kind == "s3" and place.partition("/")[0] not in self._buckets:
             known = ", ".join(sorted(self._buckets)) or "none"
             bucket = place.partition("/")[0]
             raise SceneError(
-                f"{href[:200]} is not read: only the buckets {known} are; if you trust it, add "
+                f"{shown(href)} is not read: only the buckets {known} are; if you trust it, add "
                 f"--allow-host s3://{bucket}"
             )
         if kind == "web":
@@ -55,30 +60,50 @@ class Assets:
             except SourceError as error:
                 raise SceneError(str(error)) from error
 
-    @contextmanager
-    def open(self, href: str) -> Iterator["DatasetReader"]:
-        """The image; `SceneError` if it is broken or missing, `SourceError` if nobody answers."""
+    def look(self, href: str, look: Callable[["DatasetReader"], T]) -> T:
+        """What `look` finds in the image.
+
+        `SceneError` if the file is broken or missing, `SourceError` if nobody answers.
+        """
         import rasterio
 
         self.check_allowed(href)
         kind, place = _kind(href)
-        file = RangeFile(self._web, href) if kind == "web" else None
-        options: dict[str, str] = {}
         if kind == "s3":
-            bucket = place.partition("/")[0]
-            options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", **self._buckets[bucket]}
+            return self._look_in_store(href, place, look)
+        file = RangeFile(self._web, href) if kind == "web" else None
         try:
-            with ExitStack() as stack:
-                stack.enter_context(rasterio.Env(**options))
-                if file is not None:
-                    yield stack.enter_context(_through(file, href))
-                else:
-                    path = f"/vsis3/{place}" if kind == "s3" else place
-                    yield stack.enter_context(rasterio.open(path, driver=_driver(place)))
+            with (
+                rasterio.Env(),
+                _through(file, href)
+                if file is not None
+                else rasterio.open(place, driver=_driver(place)) as image,
+            ):
+                return look(image)
         except rasterio.errors.RasterioError as error:
             if file is not None and file.failure is not None:
                 raise file.failure from error
-            raise SceneError(f"{href[:200]} cannot be read: {error}") from error
+            raise SceneError(f"{shown(href)} cannot be read: {shown(str(error))}") from error
+
+    def _look_in_store(self, href: str, place: str, look: Callable[["DatasetReader"], T]) -> T:
+        """Twice where reading fails: GDAL calls a store that fell silent a file cut short."""
+        import rasterio
+
+        path = f"/vsis3/{place}"
+        options = _patient(self._web.patience) | self._buckets[place.partition("/")[0]]
+        for _ in range(2):
+            # what is kept of a file would open it again though the store is silent
+            with rasterio.Env(**options, CPL_VSIL_CURL_NON_CACHED=path):
+                try:
+                    image = rasterio.open(path, driver=_driver(place))
+                except rasterio.errors.RasterioError as error:
+                    raise _unopened(href, error) from error
+                try:
+                    with image:
+                        return look(image)
+                except rasterio.errors.RasterioError as error:
+                    failure = error
+        raise SceneError(f"{shown(href)} cannot be read: {shown(str(failure))}") from failure
 
     def check_whole(self, href: str) -> None:
         """`SceneError` if the file ends before it should; reads next to nothing.
@@ -94,12 +119,9 @@ class Assets:
             file = RangeFile(self._web, href)
             file.seek(-len(_END_OF_CODESTREAM), os.SEEK_END)
             if file.read() != _END_OF_CODESTREAM:
-                raise SceneError(f"{href[:200]} is cut short ({file.size} bytes)")
+                raise SceneError(f"{shown(href)} is cut short ({file.size} bytes)")
         else:
-            from rasterio.windows import Window
-
-            with self.open(href) as image:
-                image.read(1, window=Window(image.width - 1, image.height - 1, 1, 1))
+            self.look(href, _last_pixel)
 
     def content(self, href: str) -> bytes | None:
         """A small file such as metadata; None where it lies in an object store, which needs keys
@@ -127,6 +149,35 @@ def _kind(href: str) -> tuple[str, str]:
     if scheme:
         return "web", parts.path
     return "file", href
+
+
+def _last_pixel(image: "DatasetReader") -> None:
+    from rasterio.windows import Window
+
+    image.read(1, window=Window(image.width - 1, image.height - 1, 1, 1))
+
+
+def _patient(patience: Patience) -> dict[str, str]:
+    """The same tries and waits as those of `Web`, as GDAL's options."""
+    seconds = str(math.ceil(patience.timeout_s))
+    return {
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+        "GDAL_HTTP_MAX_RETRY": str(patience.tries - 1),
+        "GDAL_HTTP_RETRY_DELAY": str(patience.first_wait_s),
+        "GDAL_HTTP_CONNECTTIMEOUT": seconds,
+        "GDAL_HTTP_LOW_SPEED_TIME": seconds,
+        "GDAL_HTTP_LOW_SPEED_LIMIT": "1",  # byte a second
+    }
+
+
+def _unopened(href: str, error: "RasterioError") -> SceneError | SourceError:
+    """Only what the store says of this one file is the scene's fault."""
+    cause = type(error.__cause__ or error.__context__).__name__
+    why = f"{shown(href)} cannot be opened: {shown(str(error))}"
+    of_file = cause in ("CPLE_AWSObjectNotFoundError", "CPLE_OpenFailedError", "NoneType")
+    if of_file or re.search(r"HTTP response code: (404|410)\b", str(error)):
+        return SceneError(why)
+    return SourceError(f"{why}; the same command goes on later")
 
 
 @contextmanager

@@ -32,6 +32,16 @@ _LEVELS = {"S2MSI1C": "L1C", "L1C": "L1C", "LEVEL-1C": "L1C"} | {
 
 Properties = Mapping[str, Any]
 
+MALFORMED = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+)
+"""What reading an item raises that has another shape than the one expected."""
+
 
 @dataclass(frozen=True)
 class Described:
@@ -53,10 +63,15 @@ def tile_of(item_id: str, properties: Properties) -> str | None:
     if name:
         return name["tile"]
     for key in _TILE_PROPERTIES:
-        found = re.search(r"(\d\d[A-Z]{3})$", str(properties.get(key, "")), re.ASCII)
+        found = re.search(r"(?<!\d)(\d\d?[A-Z]{3})$", str(properties.get(key, "")), re.ASCII)
         if found:
-            return found[1]
+            return found[1].zfill(5)
     return None
+
+
+def grid_codes(tile: TileId) -> tuple[str, ...]:
+    """What `grid:code` may be: Earth Search writes the zones 1 to 9 with one digit."""
+    return tuple(dict.fromkeys(f"MGRS-{name}" for name in (tile.name, tile.name.lstrip("0"))))
 
 
 def describe(item_id: str, properties: Properties) -> Described:
@@ -161,7 +176,7 @@ def usual_grid(tile: TileId) -> Grid:
 
 
 def bounds(tile: TileId) -> tuple[float, float, float, float]:
-    """West, south, east, north of the tile in degrees."""
+    """West, south, east, north of the tile in degrees; west > east across the 180th meridian."""
     from rasterio.warp import transform_bounds
 
     left, top = tile.upper_left()
@@ -172,18 +187,28 @@ def bounds(tile: TileId) -> tuple[float, float, float, float]:
     return west, south, east, north
 
 
+def boxes(tile: TileId) -> list[tuple[float, float, float, float]]:
+    """As `bounds`, in two where the tile lies across the 180th meridian."""
+    west, south, east, north = bounds(tile)
+    if west <= east:
+        return [(west, south, east, north)]
+    return [(west, south, 180.0, north), (-180.0, south, east, north)]
+
+
 def coverage(properties: Properties, geometry: Mapping[str, Any] | None, grid: Grid) -> float:
     """The part of the grid with data, 0 to 1: the stated share of no-data, else the footprint.
 
     1 where the item says neither: it only serves to compare products of one tile.
     """
     try:
-        return 1 - float(properties["s2:nodata_pixel_percentage"]) / 100
+        empty = float(properties["s2:nodata_pixel_percentage"]) / 100
+        if 0 <= empty <= 1:
+            return 1 - empty
     except (KeyError, TypeError, ValueError):
         pass
     try:
         area = sum(_area(ring, grid.epsg) for ring in _outlines(geometry or {}))
-    except (KeyError, TypeError, ValueError, IndexError):
+    except MALFORMED:
         return 1.0
     share = area / (grid.height * grid.width * PIXEL_SIZE_M**2)
     return min(1.0, share) if share > 0 and math.isfinite(share) else 1.0

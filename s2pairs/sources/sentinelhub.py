@@ -8,7 +8,6 @@ Pixels come corrected for the offset of baseline 04.00 (`harmonizeValues`).
 import math
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,7 +25,8 @@ from s2pairs.masks import Flags, from_scene_classes
 from s2pairs.scenes import Grid, LeftOut, Listing, PixelWindow, Scene, Wanted, utc
 from s2pairs.sources import items
 from s2pairs.sources.offsets import ADDED
-from s2pairs.sources.web import Patience, Reach, Web
+from s2pairs.sources.reach import Reach
+from s2pairs.sources.web import LARGEST_TEXT, Answer, Patience, Web
 from s2pairs.tiles import PIXEL_SIZE_M, TileId
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ _CDSE_TOKEN = (
 )
 _PLACES = ("", "cdse")
 _LEVELS = ("L1C", "L2A")
-_KEPT_BYTES = 256 * 2**20
 _PAGE = 100
+_MOST_PAGES = 1_000  # of a search for one tile
 _MARGIN = timedelta(seconds=1)  # items are dated to the second
 _UNIT_PX, _UNIT_BANDS, _LEAST_AREA, _LEAST_UNITS = 512 * 512, 3, 0.01, 0.001
 
@@ -97,23 +97,24 @@ class SentinelHubCatalogue:
         self._bands = tuple(bands)
         self._level = level or "L1C"
         self._wanted = wanted
-        self._config = _configured(service)
-        self._service = _Service(self._config, patience)
-        self._pixels = _Kept()
+        self._ends = _end_points(service)
+        self._service = _Service(self._ends, patience)
+        self._kept = _Kept()
 
     def scenes(self, tile: TileId) -> Listing:
         """The products of a tile that the Catalog lists, by name."""
         scenes: dict[str, Scene] = {}
         left_out: list[LeftOut] = []
-        for item in self._search(tile):
-            properties = item.get("properties", {})
-            if items.tile_of(item["id"], properties) != tile.name:
-                continue
+        for name, item in self._search(tile).items():
             try:
-                scene = self._scene(item, tile)
-                scenes[scene.product] = scene
+                if items.tile_of(name, item["properties"]) == tile.name:
+                    scene = self._scene(item, tile)
+                    scenes[scene.product] = scene
             except SceneError as error:
-                left_out.append(LeftOut(str(item["id"]), f"unusable: {error}"))
+                left_out.append(LeftOut(name, f"unusable: {error}"))
+            except items.MALFORMED as error:
+                why = f"unusable: its item cannot be understood: {error!r}"
+                left_out.append(LeftOut(name, why))
         return Listing(
             tuple(scenes[name] for name in sorted(scenes)),
             tuple(sorted(left_out, key=lambda entry: entry.product)),
@@ -124,17 +125,18 @@ class SentinelHubCatalogue:
     ) -> list[npt.NDArray[np.uint16]]:
         """Numbers (height, width) of a band in each window, with 1000 added as by baseline 04.00.
 
-        All bands of a window come with one request and are kept until they have been read.
+        All bands of a window come with one request, and are kept until this thread reads other
+        windows or another scene.
         """
         index = self._bands.index(band)
-        return [self._window(scene, window)[index] for window in windows]
+        return [layers[index] for layers in self._layers(scene, windows)]
 
     def masks(self, scene: Scene, windows: Sequence[PixelWindow]) -> list[Flags] | None:
         """What the scene classification says; Level-1C has none here."""
         if self._level != "L2A":
             return None
-        read = [self._window(scene, window)[len(self._bands)] for window in windows]
-        return [from_scene_classes(each.astype(np.uint8)) for each in read]
+        classes = [layers[-1] for layers in self._layers(scene, windows)]
+        return [from_scene_classes(each.astype(np.uint8)) for each in classes]
 
     def cost(self, scene: Scene, bands: Sequence[str], windows: Sequence[PixelWindow]) -> ReadCost:
         """Of reading these windows; all bands of the catalogue come at once, uncompressed."""
@@ -148,28 +150,34 @@ class SentinelHubCatalogue:
             processing_units=taken.processing_units,
         )
 
-    def _search(self, tile: TileId) -> list[Mapping[str, Any]]:
+    def _search(self, tile: TileId) -> dict[str, Mapping[str, Any]]:
+        """Items by name."""
         from sentinelhub import CRS, BBox, SentinelHubCatalog
 
-        catalog = SentinelHubCatalog(config=self._config)
+        catalog = SentinelHubCatalog(config=_keyless(self._ends))
         # a stand-in with the one method that a search calls
-        catalog.client = self._service  # type: ignore[assignment]
+        catalog.client = _Pages(self._service)  # type: ignore[assignment]
         wanted = self._wanted
         start = wanted.start if wanted and wanted.start else _FIRST_DAY
         end = wanted.end if wanted and wanted.end else datetime.now(start.tzinfo)
-        found = catalog.search(
-            _collection(self._level, self._config.sh_base_url),
-            bbox=BBox(items.bounds(tile), CRS.WGS84),
-            time=(start, end + _LONGEST_PASS),
-            limit=_PAGE,
-        )
-        try:
-            return [item for item in found if isinstance(item.get("id"), str)]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise SourceError(f"the Catalog answers what is no search result: {error!r}") from error
+        found: dict[str, Mapping[str, Any]] = {}
+        for box in items.boxes(tile):
+            pages = catalog.search(
+                _collection(self._level, self._ends.base_url),
+                bbox=BBox(box, CRS.WGS84),
+                time=(start, end + _LONGEST_PASS),
+                limit=_PAGE,
+            )
+            try:
+                found |= {item["id"]: item for item in pages if isinstance(item.get("id"), str)}
+            except items.MALFORMED as error:
+                raise SourceError(
+                    f"the Catalog answers what is no search result: {error!r}"
+                ) from error
+        return found
 
     def _scene(self, item: Mapping[str, Any], tile: TileId) -> Scene:
-        properties = item.get("properties", {})
+        properties = item["properties"]
         said = items.describe(item["id"], properties)
         if said.level != self._level:
             raise SceneError(f"it is {said.level}, not {self._level}")
@@ -192,20 +200,24 @@ class SentinelHubCatalogue:
             coverage=items.coverage(properties, item.get("geometry"), grid),
         )
 
-    def _window(self, scene: Scene, window: PixelWindow) -> npt.NDArray[np.uint16]:
-        """All layers (band, height, width) of a window, and the classes last for Level-2A."""
-        key = scene.product, window
-        kept = self._pixels.get(key)
-        if kept is None:
-            layers = len(self._bands) + (self._level == "L2A")
-            kept = np.empty((layers, window.height, window.width), dtype=np.uint16)
-            for part in _parts(window):
-                top, left = part.row - window.row, part.col - window.col
-                kept[:, top : top + part.height, left : left + part.width] = self._request(
-                    scene, part, layers
-                )
-            self._pixels.put(key, kept)
-        return kept
+    def _layers(self, scene: Scene, windows: Sequence[PixelWindow]) -> list[npt.NDArray[np.uint16]]:
+        """All layers (band, height, width) of each window, and the classes last for Level-2A."""
+        kept = self._kept.only(scene, windows)
+        for window in windows:
+            if window not in kept:
+                kept[window] = self._whole(scene, window)
+        return [kept[window] for window in windows]
+
+    def _whole(self, scene: Scene, window: PixelWindow) -> npt.NDArray[np.uint16]:
+        """All layers of a window, with as many requests as its size takes."""
+        count = len(self._bands) + (self._level == "L2A")
+        layers = np.empty((count, window.height, window.width), dtype=np.uint16)
+        for part in _parts(window):
+            top, left = part.row - window.row, part.col - window.col
+            layers[:, top : top + part.height, left : left + part.width] = self._request(
+                scene, part, count
+            )
+        return layers
 
     def _request(self, scene: Scene, part: PixelWindow, layers: int) -> npt.NDArray[np.uint16]:
         from sentinelhub import CRS, BBox, MimeType, SentinelHubRequest
@@ -216,7 +228,7 @@ class SentinelHubCatalogue:
             evalscript=_evalscript(names, scene),
             input_data=[
                 SentinelHubRequest.input_data(
-                    _collection(self._level, self._config.sh_base_url),
+                    _collection(self._level, self._ends.base_url),
                     time_interval=(sensed - _MARGIN, sensed + _MARGIN),
                     other_args={"processing": {"harmonizeValues": True}},
                 )
@@ -224,32 +236,58 @@ class SentinelHubCatalogue:
             responses=[SentinelHubRequest.output_response("default", MimeType.TIFF)],
             bbox=BBox(_corners(scene.grid, part), CRS(scene.grid.epsg)),
             size=(part.width, part.height),
-            config=self._config,
+            config=_keyless(self._ends),
         )
         (prepared,) = request.download_list
-        content = self._service.process(str(prepared.url), prepared.post_values)
+        limit = _LARGEST_HEAD + 2 * 2 * (layers + 1) * part.height * part.width
+        content = self._service.process(str(prepared.url), prepared.post_values, limit)
         return _layers(content, layers, part, len(self._bands), scene)
 
 
 _FIRST_DAY = utc("2015-06-23")
 _LONGEST_PASS = timedelta(hours=1)
+_LARGEST_HEAD = 2**20  # bytes of a GeoTIFF beside its pixels
 
 
-def _configured(service: str) -> "SHConfig":
+@dataclass(frozen=True)
+class _EndPoints:
+    """Where the service is: what goes to other processes, which read credentials for themselves."""
+
+    base_url: str
+    token_url: str
+
+
+def _end_points(service: str) -> _EndPoints:
+    """`SourceError` where there are no credentials to use them with."""
+    config = _with_credentials()
+    if service == "cdse":
+        return _EndPoints(_CDSE_BASE, _CDSE_TOKEN)
+    return _EndPoints(config.sh_base_url, config.sh_token_url)
+
+
+def _with_credentials() -> "SHConfig":
+    """The configuration of the package on this machine, in this environment."""
     from sentinelhub import SHConfig
 
     try:
         config = SHConfig()
     except (KeyError, ValueError, TypeError) as error:
         raise SourceError(f"the configuration of sentinelhub cannot be read: {error}") from error
-    if service == "cdse":
-        config.sh_base_url, config.sh_token_url = _CDSE_BASE, _CDSE_TOKEN
     if not config.sh_client_id or not config.sh_client_secret:
         raise SourceError(
             "Sentinel Hub needs the credentials of an OAuth client: set SH_CLIENT_ID and "
-            "SH_CLIENT_SECRET, or run sentinelhub.config --sh_client_id … --sh_client_secret …"
+            "SH_CLIENT_SECRET, or run sentinelhub.config --sh_client_id … --sh_client_secret …; "
+            "on each machine that reads scenes"
         )
     return config
+
+
+@cache
+def _keyless(ends: _EndPoints) -> "SHConfig":
+    """For making requests, which are sent with a token that the package does not see."""
+    from sentinelhub import SHConfig
+
+    return SHConfig(use_defaults=True, sh_base_url=ends.base_url, sh_token_url=ends.token_url)
 
 
 @cache
@@ -267,54 +305,53 @@ def _collection(level: str, base_url: str) -> Any:
 class _Service:
     """Sends what the package prepared, with a token; also stands in for its download client."""
 
-    def __init__(self, config: "SHConfig", patience: Patience) -> None:
-        self._config = config
-        self._web = Web(Reach.of(config.sh_base_url, config.sh_token_url), patience)
+    def __init__(self, ends: _EndPoints, patience: Patience) -> None:
+        self._ends = ends
+        self._web = Web(Reach.of(ends.base_url, ends.token_url), patience)
         self._token = ""
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type["_Service"], tuple["SHConfig", Patience]]:
-        # another process asks for a token of its own
-        return _Service, (self._config, self._web.patience)
+    def __reduce__(self) -> tuple[type["_Service"], tuple[_EndPoints, Patience]]:
+        # another process asks for a token of its own, with credentials of its own
+        return _Service, (self._ends, self._web.patience)
 
-    def get_json_dict(
-        self, url: str, *, post_values: Any, use_session: bool = True
-    ) -> Mapping[str, Any]:
-        """As the package's own client has it, for its Catalog."""
-        response = self._post(url, post_values, "application/json")
+    def found(self, url: str, payload: Any) -> Mapping[str, Any]:
+        """A JSON object."""
+        answer = self._post(url, payload, "application/json", LARGEST_TEXT)
         try:
-            found = response.json()
-        except ValueError as error:
+            found = answer.json()
+        except (ValueError, RecursionError) as error:
             raise SourceError(f"{url} answers no JSON: {error}") from error
         if not isinstance(found, dict):
             raise SourceError(f"{url} answers no JSON object")
         return found
 
-    def process(self, url: str, payload: Any) -> bytes:
-        """The image; `SceneError` if the service finds fault with the request."""
-        return bytes(self._post(url, payload, "image/tiff").content)
+    def process(self, url: str, payload: Any, limit: int) -> bytes:
+        """The image of at most `limit` bytes; `SceneError` if the service finds fault with the
+        request."""
+        return self._post(url, payload, "image/tiff", limit).body
 
-    def _post(self, url: str, payload: Any, accept: str) -> Any:
+    def _post(self, url: str, payload: Any, accept: str, limit: int) -> Answer:
         """With one new token where the one at hand has died, and none where the quota is spent."""
         token = ""
         for _ in range(2):
             token = self._current_token(dead=token)
             headers = {"Authorization": f"Bearer {token}", "Accept": accept}
-            response = self._web.ask("POST", url, headers=headers, json=payload)
-            if response.status_code != 401:
+            answer = self._web.ask("POST", url, headers=headers, json=payload, limit=limit)
+            if answer.status != 401:
                 break
-        if response.status_code == 401:
+        if answer.status == 401:
             raise SourceError(
                 f"{url} takes no token of this client; check SH_CLIENT_ID and SH_CLIENT_SECRET"
             )
-        if response.status_code == 403:
+        if answer.status == 403:
             raise SourceError(
-                f"{url} refuses: {_said(response)}; if the quota is spent, what is built is kept "
+                f"{url} refuses: {_said(answer)}; if the quota is spent, what is built is kept "
                 "and the same command goes on when there is quota again"
             )
-        if not response.ok:
-            raise SceneError(f"{url}: {response.status_code} {_said(response)}")
-        return response
+        if not answer.ok:
+            raise SceneError(f"{url}: {answer.status} {_said(answer)}")
+        return answer
 
     def _current_token(self, *, dead: str) -> str:
         """The token at hand, unless it is the one that was found dead."""
@@ -324,52 +361,71 @@ class _Service:
             return self._token
 
     def _new_token(self) -> str:
-        url = self._config.sh_token_url
+        url, config = self._ends.token_url, _with_credentials()
         form = {
             "grant_type": "client_credentials",
-            "client_id": self._config.sh_client_id,
-            "client_secret": self._config.sh_client_secret,
+            "client_id": config.sh_client_id,
+            "client_secret": config.sh_client_secret,
         }
-        response = self._web.ask("POST", url, form=form)
+        answer = self._web.ask("POST", url, form=form)
         try:
-            return str(response.json()["access_token"])
-        except (ValueError, KeyError, TypeError) as error:
+            return str(answer.json()["access_token"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SourceError(
-                f"{url} gives no token ({response.status_code} {_said(response)}); check "
+                f"{url} gives no token ({answer.status} {_said(answer)}); check "
                 "SH_CLIENT_ID and SH_CLIENT_SECRET"
             ) from error
 
 
-def _said(response: Any) -> str:
+class _Pages:
+    """Stands in for the package's download client in one search, which may not go on for ever."""
+
+    def __init__(self, service: _Service) -> None:
+        self._service = service
+        self._left = _MOST_PAGES
+
+    def get_json_dict(
+        self, url: str, *, post_values: Any, use_session: bool = True
+    ) -> Mapping[str, Any]:
+        if not self._left:
+            raise SourceError(f"{url} gives more than {_MOST_PAGES} pages of one tile")
+        self._left -= 1
+        return self._service.found(url, post_values)
+
+
+def _said(answer: Answer) -> str:
     """What the service says of an error, short."""
     try:
-        said = response.json()
+        said = answer.json()
         error = said.get("error", said)
         return str(error.get("message") or error.get("reason") or error)[:300]
-    except (ValueError, AttributeError):
-        return str(response.text).strip()[:300] or str(response.reason)
+    except (ValueError, AttributeError, RecursionError):
+        return answer.body[:300].decode(errors="replace").strip() or answer.reason
 
 
-class _Kept:
-    """The windows that were read last, up to 256 MiB; a build reads them band by band."""
+class _Kept(threading.local):
+    """The windows that a thread read last, all of one scene; a build reads them band by band.
+
+    As many as one task reads at a time, so that none is asked for twice, and no more.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._windows: OrderedDict[tuple[str, PixelWindow], npt.NDArray[np.uint16]] = OrderedDict()
+        self._scene = "", ""
+        self._windows: dict[PixelWindow, npt.NDArray[np.uint16]] = {}
 
     def __reduce__(self) -> tuple[type["_Kept"], tuple[()]]:
         # another process reads its own windows
         return _Kept, ()
 
-    def get(self, key: tuple[str, PixelWindow]) -> npt.NDArray[np.uint16] | None:
-        with self._lock:
-            return self._windows.get(key)
-
-    def put(self, key: tuple[str, PixelWindow], layers: npt.NDArray[np.uint16]) -> None:
-        with self._lock:
-            self._windows[key] = layers
-            while sum(each.nbytes for each in self._windows.values()) > _KEPT_BYTES:
-                self._windows.popitem(last=False)
+    def only(
+        self, scene: Scene, windows: Sequence[PixelWindow]
+    ) -> dict[PixelWindow, npt.NDArray[np.uint16]]:
+        """Forget all but these windows of this scene. Returns those that are there, to add to."""
+        key = scene.tile.name, scene.product
+        before = self._windows if key == self._scene else {}
+        self._scene = key
+        self._windows = {window: before[window] for window in windows if window in before}
+        return self._windows
 
 
 def _parts(window: PixelWindow) -> list[PixelWindow]:
@@ -438,7 +494,7 @@ function preProcessScenes(collections) {{
   const text = (tile) => `${{tile.dataPath}} ${{tile.tileOriginalId}}`;
   const named = all.filter((tile) => text(tile).includes(PRODUCT));
   const here = all.filter((tile) => text(tile).includes(TILE) || text(tile).includes(PATH));
-  collections.scenes.tiles = named.length ? named : here.length ? here : all;
+  collections.scenes.tiles = named.length ? named : here;
   return collections;
 }}
 function evaluatePixel(samples) {{

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
@@ -21,7 +22,8 @@ from s2pairs.scenes import Grid, LeftOut, Listing, PixelWindow, Scene, Wanted
 from s2pairs.sources import items
 from s2pairs.sources.assets import Assets, Buckets
 from s2pairs.sources.jp2 import check_lies_on, grid_of, read_window
-from s2pairs.sources.offsets import Samples, settled
+from s2pairs.sources.offsets import Samples, confirmed, settled
+from s2pairs.sources.reach import Reach, shown
 from s2pairs.sources.safe_product import Radiometry, read_radiometry
 from s2pairs.sources.stac_assets import (
     band_asset,
@@ -30,7 +32,7 @@ from s2pairs.sources.stac_assets import (
     metadata_asset,
     radiometry,
 )
-from s2pairs.sources.web import Patience, Reach, Web
+from s2pairs.sources.web import Patience, Web
 from s2pairs.tiles import TILE_SIZE_PX, TileId
 
 if TYPE_CHECKING:
@@ -40,7 +42,10 @@ if TYPE_CHECKING:
 
 _THREADS = 8
 _PAGE = 100
+_MOST_PAGES = 1_000  # of a search for one tile; ten years of it are some thousands of items
+_MOST_FILES = 100_000  # of a catalogue that is read through
 _LONGEST_PASS = timedelta(hours=1)
+_LONGEST_SAID = 300
 _SAMPLE_PX = 256
 _SAMPLE_PLACES = ((0.5, 0.5), (0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75))
 _REQUESTER_PAYS = {"AWS_REQUEST_PAYER": "requester", "AWS_REGION": "eu-central-1"}
@@ -119,7 +124,7 @@ class StacCatalogue:
         )
         self._start = start if remote else str(Path(start).resolve())
         self._root: Any = _root(self._start, self._web)
-        self._listed: dict[str, list[pystac.Item]] | None = None
+        self._listed: list[pystac.Item | LeftOut] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to read scenes; it opens the catalogue if it is to list."""
@@ -127,11 +132,12 @@ class StacCatalogue:
 
     def scenes(self, tile: TileId) -> Listing:
         """The usable products of a tile by name; the others are left out with their reasons."""
-        found = {item.id: item for item in self._items(tile)}
+        found = self._items(tile)
+        read = {item.id: item for item in found if not isinstance(item, LeftOut)}
         with ThreadPoolExecutor(_THREADS) as pool:
-            made = list(pool.map(lambda item: self._scene_or_why(item, tile), found.values()))
+            made = list(pool.map(lambda item: self._scene_or_why(item, tile), read.values()))
         scenes = [each for each in made if isinstance(each, Scene)]
-        left_out = [each for each in made if isinstance(each, LeftOut)]
+        left_out = [each for each in (*found, *made) if isinstance(each, LeftOut)]
         return Listing(
             tuple(sorted(scenes, key=lambda scene: scene.product)),
             tuple(sorted(left_out, key=lambda entry: entry.product)),
@@ -141,38 +147,46 @@ class StacCatalogue:
         self, scene: Scene, band: str, windows: Sequence[PixelWindow]
     ) -> list[npt.NDArray[np.uint16]]:
         """Digital numbers (height, width) of a band in each window; see `jp2.read_band`."""
-        with self._assets.open(scene.assets[band]) as image:
-            return [read_window(image, window) for window in windows]
+        return self._assets.look(
+            scene.assets[band], lambda image: [read_window(image, window) for window in windows]
+        )
 
     def masks(self, scene: Scene, windows: Sequence[PixelWindow]) -> list[Flags] | None:
         """What the scene classification says, where the item has one (Level-2A)."""
         if "SCL" not in scene.masks:
             return None
-        with self._assets.open(scene.masks["SCL"]) as image:
-            classes = [read_window(image, window) for window in windows]
+        classes = self._assets.look(
+            scene.masks["SCL"], lambda image: [read_window(image, window) for window in windows]
+        )
         return [from_scene_classes(each.astype(np.uint8)) for each in classes]
 
-    def _items(self, tile: TileId) -> list["pystac.Item"]:
+    def _items(self, tile: TileId) -> list["pystac.Item | LeftOut"]:
+        """The items of a tile, and what may be one of it but cannot be read."""
         import pystac_client
 
         if self._root is None:
             self._root = _root(self._start, self._web)
         if isinstance(self._root, pystac_client.Client):
             found = _searched(self._root, tile, self._collection, self._tile_property, self._wanted)
-            return [item for item in found if _tile_name(item) == tile.name]
+            return [item for item in found if _may_be_of(item, tile)]
         if self._listed is None:
-            self._listed = {}
-            for item in _read_through(self._root):
-                if self._collection in (None, item.collection_id):
-                    self._listed.setdefault(_tile_name(item) or "", []).append(item)
-        return self._listed.get(tile.name, [])
+            self._listed = list(_read_through(self._root))
+        return [
+            item
+            for item in self._listed
+            if isinstance(item, LeftOut) or self._collection in (None, item.collection_id)
+            if _may_be_of(item, tile)
+        ]
 
     def _scene_or_why(self, item: "pystac.Item", tile: TileId) -> Scene | LeftOut:
         try:
             return self._scene(item, tile)
         except SceneError as error:
-            name = str(item.properties.get("s2:product_uri", item.id)).removesuffix(".SAFE")
-            return LeftOut(name, f"unusable: {error}")
+            why = f"unusable: {error}"
+        except items.MALFORMED as error:
+            why = f"unusable: its item cannot be understood: {shown(repr(error))}"
+        name = str(item.properties.get("s2:product_uri", item.id)).removesuffix(".SAFE")
+        return LeftOut(name, why)
 
     def _scene(self, item: "pystac.Item", tile: TileId) -> Scene:
         said = items.describe(item.id, item.properties)
@@ -181,16 +195,19 @@ class StacCatalogue:
         assets = {name: self._href(band_asset(item, name)) for name in self._bands}
         check_level(said.level, assets)
         classes = class_asset(item)
+        masks = {"SCL": self._href(classes)} if classes else {}
         cover = items.cloud_cover(item.properties)
         claims, quantification = radiometry(item, said, self._bands)
         grid = items.usual_grid(tile)
         offsets = next(iter(claims.values()), dict.fromkeys(self._bands, 0))
         if self._wanted is not None and self._wanted.allows(said.acquired, cover):
             own = self._own_radiometry(item, assets)
-            if own is not None:
-                claims, quantification = {"its own metadata": own.add_offset}, own.quantification
-            grid, samples = self._opened_files(assets, grid)
-            offsets = settled(claims, samples, said.level)
+            grid, samples = self._opened_files(assets, masks, grid)
+            if own is None:
+                offsets = settled(claims, samples, said.level)
+            else:
+                offsets = confirmed(own.add_offset, samples, said.level)
+                quantification = own.quantification
         return Scene(
             product=said.product,
             tile=tile,
@@ -206,14 +223,14 @@ class StacCatalogue:
             assets=assets,
             simulated="_TL_SIM__" in str(item.properties.get("s2:granule_id", "")),
             coverage=items.coverage(item.properties, item.geometry, grid),
-            masks={"SCL": self._href(classes)} if classes else {},
+            masks=masks,
         )
 
     def _href(self, asset: "pystac.Asset") -> str:
         try:
             href = asset.get_absolute_href() or _joined(self._start, asset.href)
         except ValueError as error:
-            raise SceneError(f"{asset.href[:200]!r} is not a URL: {error}") from error
+            raise SceneError(f"{shown(asset.href)!r} is not a URL: {error}") from error
         self._assets.check_allowed(href)
         return href
 
@@ -225,20 +242,20 @@ class StacCatalogue:
         content = self._assets.content(self._href(asset))
         return read_radiometry(content, "its metadata", self._bands) if content else None
 
-    def _opened_files(self, assets: Mapping[str, str], grid: Grid) -> tuple[Grid, Samples]:
-        """The grid that all files share, and pixels of each; `SceneError` if one is broken."""
+    def _opened_files(
+        self, assets: Mapping[str, str], masks: Mapping[str, str], grid: Grid
+    ) -> tuple[Grid, Samples]:
+        """The grid that all files share, and pixels of each band; `SceneError` if one is broken."""
         samples: dict[str, npt.NDArray[np.uint16]] = {}
         found: Grid | None = None
         for name, href in assets.items():
             self._assets.check_whole(href)
-            with self._assets.open(href) as image:
-                if max(image.height, image.width) > TILE_SIZE_PX:
-                    raise SceneError(f"{href[:200]} is larger than a tile: {image.shape}")
-                found = found or grid_of(image)
-                check_lies_on(image, found)
-                samples[name] = _sample(image)
+            found, samples[name] = self._assets.look(href, partial(_sampled, grid=found))
         if found is None or (found.epsg, found.left, found.top) != (grid.epsg, grid.left, grid.top):
             raise SceneError(f"its files lie at {found}, the tile at {grid}")
+        for href in masks.values():
+            self._assets.check_whole(href)
+            self._assets.look(href, partial(check_lies_on, grid=found, kind="uint8"))
         return found, samples
 
 
@@ -257,24 +274,18 @@ def _root(start: str, web: Web) -> Any:
         if any("item-search" in each for each in root.get("conformsTo", [])):
             return pystac_client.Client.open(start, stac_io=_api(web))
         if root.get("type") == "FeatureCollection":
-            return pystac.ItemCollection.from_dict(root)
+            return list(root["features"])
         return pystac.read_file(start, stac_io=io)
-    except (
-        APIError,
-        pystac.STACError,
-        STACTypeError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ) as error:
+    except (APIError, pystac.STACError, STACTypeError, OSError, *items.MALFORMED) as error:
         raise SourceError(
-            f"{start} is no STAC API, catalogue or item collection: {error}"
+            f"{shown(start)} is no STAC API, catalogue or item collection: "
+            f"{shown(str(error) or repr(error))}"
         ) from error
 
 
 def _api(web: Web) -> "pystac_client.stac_api_io.StacApiIO":
     """pystac-client's reader, through our session; links to files on this machine are refused."""
+    from pystac_client.exceptions import APIError
     from pystac_client.stac_api_io import StacApiIO
 
     class Api(StacApiIO):
@@ -283,9 +294,24 @@ def _api(web: Web) -> "pystac_client.stac_api_io.StacApiIO":
             web.reach.check_url(href or "")
             return super().read_text(source, *args, **more)
 
-    api = Api(timeout=web.patience.timeout_s, max_retries=None)
-    api.session = web.session
-    return api
+        def request(
+            self,
+            href: str,
+            method: str | None = None,
+            headers: dict[str, str] | None = None,
+            parameters: dict[str, Any] | None = None,
+        ) -> str:
+            method = (method or "GET").upper()
+            if method == "GET":
+                answer = web.ask(method, href, headers=headers, query=parameters)
+            else:
+                answer = web.ask(method, href, headers=headers, json=parameters)
+            if not answer.ok:
+                said = answer.body[:_LONGEST_SAID].decode(errors="replace")
+                raise APIError(f"{answer.status} {answer.reason} {said}".strip())
+            return answer.body.decode()
+
+    return Api()
 
 
 def _reader(web: Web, *, remote: bool) -> "pystac.StacIO":
@@ -312,16 +338,17 @@ def _searched(
     collection: str | None,
     tile_property: str | None,
     wanted: Wanted | None,
-) -> Iterator["pystac.Item"]:
+) -> Iterator["pystac.Item | LeftOut"]:
     """Items whose ground touches the tile's; `SourceError` if the API fails."""
     from pystac_client.exceptions import APIError
 
+    address = shown(client.self_href)
     if collection is None:
         raise SourceError(
             "an API holds many collections; name one behind the address, such as "
-            f"stac:{client.self_href}#sentinel-2-l1c"
+            f"stac:{address}#sentinel-2-l1c"
         )
-    of_tile = {tile_property: {"eq": f"MGRS-{tile}"}} if tile_property else None
+    of_tile = {tile_property: {"in": list(items.grid_codes(tile))}} if tile_property else None
     try:
         search = client.search(
             collections=[collection],
@@ -330,38 +357,87 @@ def _searched(
             query=of_tile if client.conforms_to("QUERY") else None,
             limit=_PAGE,
         )
-        yield from search.items()
-    except (APIError, NotImplementedError, KeyError, TypeError, ValueError) as error:
-        raise SourceError(f"{client.self_href} cannot be searched: {error}") from error
-
-
-def _read_through(root: Any) -> Iterator["pystac.Item"]:
-    """Every item of a catalogue, a collection, an item collection, or the one item itself."""
-    import pystac
-    from pystac.errors import STACTypeError
-    from pystac_client.exceptions import APIError
-
-    try:
-        if isinstance(root, pystac.Catalog):
-            yield from root.get_items(recursive=True)
-        elif isinstance(root, pystac.Item):
-            yield root
-        else:
-            yield from root
+        for number, page in enumerate(search.pages_as_dicts()):
+            if number == _MOST_PAGES:
+                raise SourceError(f"it gives more than {_MOST_PAGES} pages of tile {tile}")
+            yield from (_parsed(item) for item in page["features"])
     except (
         APIError,
-        pystac.STACError,
-        STACTypeError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
+        NotImplementedError,
+        SceneError,
+        SourceError,
+        *items.MALFORMED,
     ) as error:
-        raise SourceError(f"a file of the catalogue cannot be read: {error}") from error
+        raise SourceError(
+            f"{address} cannot be searched: {shown(str(error) or repr(error), 400)}"
+        ) from error
 
 
-def _tile_name(item: "pystac.Item") -> str | None:
-    return items.tile_of(item.id, item.properties)
+def _read_through(root: Any) -> Iterator["pystac.Item | LeftOut"]:
+    """Every item of a catalogue, a collection, an item collection, or the one item itself."""
+    import pystac
+
+    if isinstance(root, pystac.Item):
+        yield root
+    elif isinstance(root, list):
+        yield from map(_parsed, root)
+    else:
+        yield from _below(root)
+
+
+def _below(root: "pystac.Catalog") -> Iterator["pystac.Item | LeftOut"]:
+    """Each file once, though links may lead in circles; `SourceError` if a catalogue is broken."""
+    import pystac
+
+    seen = {root.get_self_href()}
+    waiting: list[pystac.Catalog] = [root]
+    while waiting:
+        catalogue = waiting.pop()
+        for link in (*catalogue.get_item_links(), *catalogue.get_child_links()):
+            href = link.get_absolute_href()
+            if href in seen:
+                continue
+            seen.add(href)
+            if len(seen) > _MOST_FILES:
+                raise SourceError(f"{shown(str(root.get_self_href()))}: over {_MOST_FILES} files")
+            try:
+                found = link.resolve_stac_object(root).target
+            except (pystac.STACError, *items.MALFORMED) as error:
+                # pystac says the same of a file that is none and of a server that is silent
+                cause = error.__cause__ or error
+                if isinstance(cause, SourceError):
+                    raise cause from error
+                why = f"{shown(str(href))} cannot be read: {shown(repr(cause))}"
+                if link.rel == pystac.RelType.CHILD:
+                    raise SourceError(f"a file of the catalogue, {why}") from error
+                yield LeftOut(Path(str(href)).stem, f"unusable: its item {why}")
+                continue
+            if isinstance(found, pystac.Item):
+                yield found
+            elif isinstance(found, pystac.Catalog):
+                waiting.append(found)
+
+
+def _parsed(item: Any) -> "pystac.Item | LeftOut":
+    import pystac
+    from pystac.errors import STACTypeError
+
+    try:
+        made = pystac.Item.from_dict(item)
+        items.tile_of(made.id, made.properties)
+    except (pystac.STACError, STACTypeError, *items.MALFORMED) as error:
+        name = str(item.get("id")) if isinstance(item, dict) else "an item"
+        return LeftOut(name[:_LONGEST_SAID], f"unusable: its item cannot be read: {error!r}"[:500])
+    if not isinstance(made.id, str):
+        return LeftOut(str(made.id), "unusable: its item has an id that is no text")
+    return made
+
+
+def _may_be_of(item: "pystac.Item | LeftOut", tile: TileId) -> bool:
+    """Of what cannot be read, all whose name is of no other tile."""
+    if isinstance(item, LeftOut):
+        return items.tile_of(item.product, {}) in (None, tile.name)
+    return items.tile_of(item.id, item.properties) == tile.name
 
 
 def _joined(start: str, href: str) -> str:
@@ -369,6 +445,15 @@ def _joined(start: str, href: str) -> str:
     if "://" in href or Path(href).is_absolute():
         return href
     return urljoin(start, href) if "://" in start else str(Path(start).parent / href)
+
+
+def _sampled(image: "DatasetReader", grid: Grid | None) -> tuple[Grid, npt.NDArray[np.uint16]]:
+    """Its grid, which must be the given one, and some pixels; `SceneError` if it is not."""
+    if max(image.height, image.width) > TILE_SIZE_PX:
+        raise SceneError(f"it has an image larger than a tile: {image.shape}")
+    grid = grid or grid_of(image)
+    check_lies_on(image, grid)
+    return grid, _sample(image)
 
 
 def _sample(image: "DatasetReader") -> npt.NDArray[np.uint16]:

@@ -8,6 +8,7 @@ from s2pairs.bands import QUANTIFICATION
 from s2pairs.errors import SceneError
 from s2pairs.sources.items import Described
 from s2pairs.sources.offsets import ADDED, Offsets
+from s2pairs.sources.reach import shown
 
 if TYPE_CHECKING:
     from pystac import Asset, Item
@@ -69,7 +70,7 @@ def check_level(level: str, hrefs: Mapping[str, str]) -> None:
     """`SceneError` if a file's address names the other level: some items of Level-1C do so."""
     for name, href in hrefs.items():
         if _OTHER_LEVEL[level].search(href) and level.lower() not in href.lower():
-            raise SceneError(f"the item is {level}, but its {name} is {href[:200]}")
+            raise SceneError(f"the item is {level}, but its {name} is {shown(href)}")
 
 
 def radiometry(
@@ -121,6 +122,8 @@ def _scaling(asset: "Asset") -> tuple[float | None, float | None]:
         offset = float(fields["offset"]) if fields.get("offset") is not None else None
     except (TypeError, ValueError) as error:
         raise SceneError(f"the scaling of an asset is no number: {error}") from error
+    if offset is not None and not abs(offset) < 1:
+        raise SceneError(f"an asset has the offset {offset}, expected one such as -0.1")
     if scale is not None and not 1e-9 < scale < 1:
         raise SceneError(f"an asset has the scale {scale}, expected one such as 0.0001")
     return scale, offset

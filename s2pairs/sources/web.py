@@ -1,115 +1,36 @@
-"""Other machines: which of them may be asked, how patiently, and their files read in parts.
-
-What a catalogue names, others wrote: an address in it may point into the network of whoever reads
-it. So every request and every redirect is checked against a list of hosts, and the address that a
-name led to is checked when the connection stands, where no second look-up can change it.
-"""
+"""Other machines: asked with patience and within limits, and their files read in parts."""
 
 import io
-import ipaddress
+import json as json_text
+import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from requests import PreparedRequest, Request, RequestException, Response, Session
 from requests.adapters import HTTPAdapter
-from requests.exceptions import ConnectionError, Timeout
+from requests.exceptions import ChunkedEncodingError, ConnectionError, Timeout
+from requests.utils import get_environ_proxies
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import LocationParseError
-from urllib3.util import parse_url
 from urllib3.util.retry import Retry
 
 from s2pairs.errors import SceneError, SourceError
+from s2pairs.sources.reach import PORTS, Reach, shown
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
 
-_PORTS = {"http": 80, "https": 443}
+LARGEST_TEXT = 64 * 2**20
+"""Bytes of an answer, unpacked: a page of a hundred items is some megabytes."""
+
 _PASSING = (429, 500, 502, 503, 504)
+_PASSING_ERRORS = (ConnectionError, Timeout, ChunkedEncodingError)
 _LONGEST_IN_SECONDS = 300  # a larger number in Retry-After can only be milliseconds
 _MOST_REDIRECTS = 5
+_PIECE = 16 * 2**10  # packed, a piece may hold a thousand times as much
 _BLOCK = 16 * 2**10
 _BLOCKS_KEPT = 512
-
-Host = tuple[str, int]
-"""Name in small letters and port."""
-
-
-@dataclass(frozen=True)
-class Reach:
-    """The hosts that may be asked.
-
-    `public` ones are reached by https at public addresses alone. `trusted` ones were named by the
-    user: also by http, also at private addresses. Names are with port, 443 unless said.
-    """
-
-    public: frozenset[Host]
-    trusted: frozenset[Host]
-
-    @classmethod
-    def of(cls, *starts: str, known: Iterable[str] = (), told: Iterable[str] = ()) -> "Reach":
-        """`starts` are URLs that the user gave, `known` and `told` are hosts as `name[:port]`.
-
-        An address or `localhost` in a URL was meant as it stands. A name was not: it may be bent
-        to a private address, and is trusted only if it is `told` too.
-        """
-        public = {_host(f"https://{name}") for name in known}
-        trusted = {_host(f"{scheme}://{name}") for name in told for scheme in _PORTS}
-        for host in map(_host, starts):
-            (trusted if _is_literal(host[0]) else public).add(host)
-        return cls(frozenset(public), frozenset(trusted))
-
-    def check_url(self, url: str) -> None:
-        """`SourceError` unless this URL may be asked."""
-        scheme, host = urlsplit(url).scheme.lower(), _host(url)
-        if scheme not in _PORTS:
-            raise SourceError(f"{url[:200]} is not read: expected https, got {scheme or 'nothing'}")
-        if host in self.trusted:
-            return
-        named = host[0] if host[1] in _PORTS.values() else f"{host[0]}:{host[1]}"
-        if host not in self.public:
-            known = ", ".join(sorted({name for name, _ in self.public | self.trusted})) or "none"
-            raise SourceError(
-                f"{url[:200]} is not asked: only {known} may be; if you trust {named}, add "
-                f"--allow-host {named}"
-            )
-        if scheme != "https":
-            raise SourceError(
-                f"{url[:200]} is not asked without https; if you trust {named}, add "
-                f"--allow-host {named}"
-            )
-
-    def check_peer(self, host: str, port: int, address: str) -> None:
-        """`SourceError` if a host that the user did not name has led to a private address."""
-        if (host.lower(), port) in self.trusted:
-            return
-        found = ipaddress.ip_address(address.partition("%")[0])
-        mapped = getattr(found, "ipv4_mapped", None)
-        if not (mapped or found).is_global:
-            raise SourceError(
-                f"{host} leads to {address}, a private address; if you trust it, add "
-                f"--allow-host {host}"
-            )
-
-
-def _host(url: str) -> Host:
-    try:
-        parts = parse_url(url)
-        port = parts.port or _PORTS.get((parts.scheme or "").lower(), 0)
-        name = (parts.host or "").lower().strip("[]")
-    except LocationParseError as error:
-        raise SourceError(f"{url[:200]!r} is not a URL: {error}") from error
-    return name, port
-
-
-def _is_literal(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return name == "localhost"
-    return True
 
 
 @dataclass(frozen=True)
@@ -125,18 +46,38 @@ class Patience:
     """For a connection, and for each pause between bytes."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a server said, read to its end."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def ok(self) -> bool:
+        return self.status < 400
+
+    def json(self) -> Any:
+        """`ValueError` where the body is none."""
+        return json_text.loads(self.body)
+
+
 class Web:
-    """A session that asks only whom it may, and only so often."""
+    """A session that asks only whom it may, only so often, and takes only so much."""
 
     def __init__(self, reach: Reach, patience: Patience) -> None:
         self.reach = reach
         self.patience = patience
-        self.session = Session()
-        self.session.max_redirects = _MOST_REDIRECTS
-        self.session.headers["User-Agent"] = "crossmi (s2pairs)"
-        adapter = _Guarded(reach, patience)
-        for scheme in _PORTS:
-            self.session.mount(f"{scheme}://", adapter)
+        self._session = Session()
+        # keys in ~/.netrc are for other programs, and would take the place of a token
+        self._session.trust_env = False
+        self._session.max_redirects = _MOST_REDIRECTS
+        self._session.headers["User-Agent"] = "crossmi (s2pairs)"
+        adapter = _Guarded(reach)
+        for scheme in PORTS:
+            self._session.mount(f"{scheme}://", adapter)
 
     def __reduce__(self) -> tuple[type["Web"], tuple[Reach, Patience]]:
         # another process has connections of its own
@@ -148,77 +89,93 @@ class Web:
         url: str,
         *,
         headers: Mapping[str, str] | None = None,
+        query: Mapping[str, Any] | None = None,
         json: Any = None,
         form: Mapping[str, str] | None = None,
+        limit: int = LARGEST_TEXT,
         before_body: Callable[[Response], None] = lambda _: None,
-    ) -> Response:
-        """The response with its body; `before_body` may refuse it first.
+    ) -> Answer:
+        """The answer with its body; `before_body` may refuse it first.
 
-        `SourceError` if there was no answer, or none but 429 or 5xx, in as many tries as allowed.
+        `SourceError` if there was no answer, or none but 429 or 5xx, in as many tries as allowed;
+        `SceneError` if the body has more than `limit` bytes.
         """
-        for left in reversed(range(self.patience.tries)):
-            response = self._send(Request(method, url, headers=headers, json=json, data=form))
+        request = Request(method, url, headers=headers, params=query, json=json, data=form)
+        retry = _Bounded(
+            total=self.patience.tries - 1,
+            backoff_factor=self.patience.first_wait_s,
+            backoff_max=self.patience.longest_wait_s,
+        )
+        while True:
+            raw: BaseHTTPResponse | None = None
             try:
-                before_body(response)
-                _ = response.content  # now, for it may break off
-                break
+                with self._send(request) as response:
+                    if response.status_code not in _PASSING:
+                        before_body(response)
+                        return _answer(response, limit)
+                    raw = response.raw
+                    failure = SourceError(_still(url, response, self.patience.tries))
+            except _PASSING_ERRORS as error:
+                failure = SourceError(_no_answer(url, error))
             except RequestException as error:
-                if not left:
-                    raise SourceError(_no_answer(url, error)) from error
-            finally:
-                response.close()
-        return response
+                raise SourceError(_no_answer(url, error)) from error
+            if not retry.total:
+                raise failure
+            retry = retry.increment(method, url)
+            retry.sleep(raw)
 
     def _send(self, request: Request) -> Response:
-        """The response without its body; the adapter has tried it as often as it may."""
-        url = str(request.url)
-        try:
-            prepared = self.session.prepare_request(request)
-            settings = self.session.merge_environment_settings(
-                str(prepared.url), proxies={}, stream=True, verify=None, cert=None
-            )
-            response = self.session.send(prepared, timeout=self.patience.timeout_s, **settings)
-        except RequestException as error:
-            raise SourceError(_no_answer(url, error)) from error
-        if response.status_code in _PASSING:
-            response.close()
-            raise SourceError(
-                f"{url[:200]} still answers {response.status_code} {response.reason} after "
-                f"{self.patience.tries} tries; the same command goes on later"
-            )
-        return response
+        """The response without its body, tried once."""
+        prepared = self._session.prepare_request(request)
+        # what a session that trusts the environment would take from it, but for keys
+        bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+        return self._session.send(
+            prepared,
+            stream=True,
+            timeout=self.patience.timeout_s,
+            proxies=get_environ_proxies(str(prepared.url)),
+            verify=bundle or True,
+        )
 
     def content(self, url: str) -> bytes:
         """The whole body; `SceneError` if the server will not give it."""
-        response = self.ask("GET", url)
-        if not response.ok:
-            raise SceneError(f"{url[:200]}: {response.status_code} {response.reason}")
-        return response.content
+        answer = self.ask("GET", url)
+        if not answer.ok:
+            raise SceneError(f"{shown(url)}: {answer.status} {answer.reason}")
+        return answer.body
+
+
+def _answer(response: Response, limit: int) -> Answer:
+    pieces: list[bytes] = []
+    size = 0
+    for piece in response.iter_content(_PIECE):
+        size += len(piece)
+        if size > limit:
+            raise SceneError(f"{shown(response.url)} gives more than the {limit} bytes expected")
+        pieces.append(piece)
+    return Answer(response.status_code, response.reason, response.headers, b"".join(pieces))
+
+
+def _still(url: str, response: Response, tries: int) -> str:
+    return (
+        f"{shown(url)} still answers {response.status_code} {response.reason} after {tries} "
+        "tries; the same command goes on later"
+    )
 
 
 def _no_answer(url: str, error: RequestException) -> str:
-    what = "no answer in time" if isinstance(error, Timeout) else str(error)[:300]
+    what = "no answer in time" if isinstance(error, Timeout) else shown(str(error), 300)
     if isinstance(error, ConnectionError) and not isinstance(error, Timeout):
         what = f"no connection ({what})"
-    return f"{url[:200]}: {what}; the same command goes on later"
+    return f"{shown(url)}: {what}; the same command goes on later"
 
 
 class _Guarded(HTTPAdapter):
-    """Checks each request, the redirected ones too, and each connection."""
+    """Checks each request, the redirected ones too, and each connection. Tries once."""
 
-    def __init__(self, reach: Reach, patience: Patience) -> None:
+    def __init__(self, reach: Reach) -> None:
         self._reach = reach
-        super().__init__(
-            pool_maxsize=32,
-            max_retries=_Bounded(
-                total=patience.tries - 1,
-                backoff_factor=patience.first_wait_s,
-                backoff_max=patience.longest_wait_s,
-                status_forcelist=_PASSING,
-                allowed_methods=None,  # every request here only reads
-                raise_on_status=False,
-            ),
-        )
+        super().__init__(pool_maxsize=32)
 
     def init_poolmanager(self, *sizes: Any, **more: Any) -> None:
         super().init_poolmanager(*sizes, **more)
@@ -235,7 +192,10 @@ class _Guarded(HTTPAdapter):
 
     def send(self, request: PreparedRequest, *args: Any, **options: Any) -> Response:
         self._reach.check_url(request.url or "")
-        return super().send(request, *args, **options)
+        response = super().send(request, *args, **options)
+        if response.is_redirect:
+            response.close()  # its body would be read to the end, and may have none
+        return response
 
 
 def _checked(connection: Any, reach: Reach) -> Any:
@@ -333,26 +293,26 @@ class RangeFile(io.RawIOBase):
     def _fetch(self, start: int, size: int) -> tuple[bytes, int]:
         """The bytes from `start`, at most `size`, and the size of the whole file."""
         headers = {"Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
-        response = self._web.ask(
-            "GET", self._url, headers=headers, before_body=self._must_be_a_part
+        answer = self._web.ask(
+            "GET", self._url, headers=headers, limit=size, before_body=self._must_be_a_part
         )
-        data, total = response.content, _whole_size(response)
+        data, total = answer.body, _whole_size(answer)
         if len(data) != min(size, total - start):
-            raise SceneError(f"{self._url[:200]}: {len(data)} bytes came instead of {size}")
+            raise SceneError(f"{shown(self._url)}: {len(data)} bytes came instead of {size}")
         return data, total
 
     def _must_be_a_part(self, response: Response) -> None:
         if response.status_code == 416:
-            raise SceneError(f"{self._url[:200]} is empty or shorter than it was")
+            raise SceneError(f"{shown(self._url)} is empty or shorter than it was")
         if not response.ok:
-            raise SceneError(f"{self._url[:200]}: {response.status_code} {response.reason}")
+            raise SceneError(f"{shown(self._url)}: {response.status_code} {response.reason}")
         if response.status_code != 206 or _whole_size(response) < 0:
             raise SourceError(
-                f"{self._url[:200]}: the server gives no parts of files (no answer to Range); "
+                f"{shown(self._url)}: the server gives no parts of files (no answer to Range); "
                 "download the products and use safe: or rasters:"
             )
 
 
-def _whole_size(response: Response) -> int:
-    total = response.headers.get("Content-Range", "").rpartition("/")[2]
+def _whole_size(answer: Answer | Response) -> int:
+    total = answer.headers.get("Content-Range", "").rpartition("/")[2]
     return int(total) if total.isascii() and total.isdigit() else -1

@@ -103,7 +103,7 @@ class SentinelHub:
         ]
         named = [each for each in found if product in each]
         here = [each for each in found if f"_{tile}_" in each]
-        return next(iter(named or here or found), None)
+        return next(iter(named or here), None)
 
 
 def _window(tile: TileId, bounds: dict[str, Any], output: dict[str, Any]) -> PixelWindow:

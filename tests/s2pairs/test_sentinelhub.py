@@ -1,7 +1,10 @@
 """Sentinel Hub: the made world through OAuth, Catalog and Process over real HTTP; its faults."""
 
+import json
 import os
 import pickle
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +19,7 @@ from affine import Affine
 from s2pairs.bands import STORED_NO_DATA
 from s2pairs.cost import FREE_UNITS, Priced
 from s2pairs.errors import SceneError, SourceError
-from s2pairs.scenes import PixelWindow, Wanted, choose_dates
+from s2pairs.scenes import PixelWindow, Scene, Wanted, choose_dates
 from s2pairs.sources.sentinelhub import (
     Cost,
     SentinelHubCatalogue,
@@ -24,6 +27,7 @@ from s2pairs.sources.sentinelhub import (
     cost_of,
 )
 from s2pairs.sources.web import Patience
+from s2pairs.tiles import TileId
 from tests.s2pairs.local_server import Answer, Asked, Server, serving
 from tests.s2pairs.made_sentinelhub import (
     CLIENT,
@@ -118,6 +122,124 @@ def test_another_process_can_read_what_was_listed_here(service: SentinelHub) -> 
         (there,) = pickle.loads(pickle.dumps(catalogue)).read(scene, "B04", window)
         np.testing.assert_array_equal(there, catalogue.read(scene, "B04", window)[0])
         assert service.given == given + 1
+
+
+def test_nothing_is_asked_for_twice_however_much_it_is(service: SentinelHub) -> None:
+    """Two threads that read at a time; each keeps what it reads, and no more."""
+    with running(service) as (catalogue, _):
+        scenes = catalogue.scenes(TILES[0]).scenes[:2]
+        windows = [PixelWindow(row, 0, 8, 8) for row in (0, 8, 16)]
+        before = len(service.processed)
+
+        def read_bands(scene: Scene) -> None:
+            for band in BANDS:
+                catalogue.read(scene, band, windows)
+
+        threads = [threading.Thread(target=read_bands, args=[scene]) for scene in scenes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(service.processed) - before == len(scenes) * len(windows)
+        read_bands(scenes[0])
+        kept = catalogue._kept._windows
+        assert list(kept) == windows
+        read_bands(scenes[1])
+        catalogue.read(scenes[1], "B04", windows[:2])
+        assert list(catalogue._kept._windows) == windows[:2]  # no more than is being read
+
+
+def test_no_secret_goes_to_another_process(
+    service: SentinelHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(service) as (catalogue, _):
+        scene = catalogue.scenes(TILES[0]).scenes[0]
+        sent = pickle.dumps(catalogue)
+        for secret in (*CLIENT.values(), *service.tokens):
+            assert secret.encode() not in sent
+        monkeypatch.delenv("SH_CLIENT_SECRET")
+        with pytest.raises(SourceError, match="on each machine that reads scenes"):
+            pickle.loads(sent).read(scene, "B04", [PixelWindow(0, 0, 8, 8)])
+
+
+SCENES = """
+const tiles = (names) => names.map((name) => ({ dataPath: name, tileOriginalId: name }));
+const left = (names) =>
+  preProcessScenes({ scenes: { tiles: tiles(names) } }).scenes.tiles.map((each) => each.dataPath);
+console.log(JSON.stringify(CASES.map(left)));
+"""
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node, which runs the script, is not here")
+def test_the_script_itself_takes_no_pixels_of_another_tile(service: SentinelHub) -> None:
+    with running(service) as (catalogue, _):
+        scene = catalogue.scenes(TILES[1]).scenes[0]
+        catalogue.read(scene, "B04", [PixelWindow(0, 0, 8, 8)])
+    script = service.processed[-1]["evalscript"]
+    mine, path = f"x/{scene.product}.SAFE", "tiles/31/T/BF/2020/1/1/0"
+    other, elsewhere = "S2A_MSIL1C_X_T31TCF_X.SAFE", "tiles/31/T/CF/2020/1/1/0"
+    cases = [[other, mine, path], [other, path], [elsewhere], []]
+    program = script.replace("//VERSION=3", "") + SCENES.replace("CASES", json.dumps(cases))
+    ran = subprocess.run(
+        ["node", "-e", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert json.loads(ran.stdout) == [[mine], [path], [], []]
+
+
+def test_a_tile_on_the_180th_meridian_is_searched_on_both_sides(service: SentinelHub) -> None:
+    boxes: list[list[float]] = []
+
+    def noted(asked: Asked) -> Answer:
+        if asked.path == SEARCH_PATH:
+            boxes.append(json.loads(asked.body)["bbox"])
+        return service(asked)
+
+    with running(noted) as (catalogue, _):
+        catalogue.scenes(TileId.parse("01LAC"))
+    (west, _, east, _), (again_west, _, again_east, _) = boxes
+    assert (east, again_west) == (180, -180)
+    assert 178 < west < 180
+    assert -180 < again_east < -178
+
+
+def test_an_item_that_is_none_is_left_out(service: SentinelHub) -> None:
+    changes = [{"datetime": None}, {"proj:bbox": ["a"]}, {"eo:cloud_cover": [1]}]
+
+    def spoilt(asked: Asked) -> Answer:
+        given = service(asked)
+        if asked.path != SEARCH_PATH:
+            return given
+        page = json.loads(given.body)
+        for item in page["features"]:
+            if changes:
+                item["properties"] |= changes.pop()
+            elif not nameless:
+                nameless.append(item["id"])
+                item["properties"] = None
+        return Answer(json.dumps(page).encode())
+
+    nameless: list[str] = []
+    with running(spoilt) as (catalogue, _):
+        listing = catalogue.scenes(TILES[0])
+    assert len(nameless) == 1
+    assert len(listing.left_out) >= 3
+    assert nameless[0] in {entry.product for entry in listing.left_out}
+    assert listing.scenes
+
+
+def test_a_search_without_end_is_ended(
+    service: SentinelHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s2pairs.sources.sentinelhub._MOST_PAGES", 5)
+    page = Answer(json.dumps({"features": [{"id": "x"}], "context": {"next": 1}}).encode())
+    with running(fault(service, SEARCH_PATH, 99, page)) as (catalogue, server):
+        with pytest.raises(SourceError, match="more than 5 pages"):
+            catalogue.scenes(TILES[0])
+        assert server.paths().count(SEARCH_PATH) == 5
 
 
 def test_only_the_tile_that_was_asked_for(service: SentinelHub) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import pickle
 import socket
 import time
@@ -19,15 +20,20 @@ import pytest
 import rasterio
 from affine import Affine
 from rasterio.enums import Resampling
+from rasterio.io import DatasetReader
 
 from s2pairs.bands import BANDS as ALL_BANDS
 from s2pairs.errors import SceneError, SourceError
 from s2pairs.masks import from_scene_classes
 from s2pairs.scenes import PixelWindow, Wanted
-from s2pairs.sources.offsets import settled, witnessed
+from s2pairs.sources import items
+from s2pairs.sources.assets import Assets
+from s2pairs.sources.offsets import confirmed, settled, witnessed
+from s2pairs.sources.reach import Reach
 from s2pairs.sources.stac import StacCatalogue
 from s2pairs.sources.stac_assets import band_asset
-from s2pairs.sources.web import Patience, RangeFile, Reach, Web
+from s2pairs.sources.web import Patience, RangeFile, Web
+from s2pairs.tiles import TileId
 from tests.s2pairs.local_server import Answer, Asked, Server, part_of, serving
 from tests.s2pairs.made_world import BANDS, TILES, World
 from tests.s2pairs.same_pixels import (
@@ -400,6 +406,215 @@ def test_an_api_needs_the_name_of_a_collection(made_world: World) -> None:
             catalogue.scenes(TILES[0])
 
 
+def spoilt_items(path: Path, world: World, spoil: Callable[[dict[str, Any]], object]) -> Path:
+    """An item collection whose first item is spoilt; or replaced by what `spoil` returns."""
+    features: list[Any] = items_of(world, str)
+    made = spoil(features[0])
+    features[0] = features[0] if made is None else made
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda item: item["assets"]["red"].update({"raster:bands": [{"offset": math.nan}]}),
+        lambda item: item["assets"]["red"].update({"raster:bands": {"offset": 0}}),
+        lambda item: item["assets"]["red"].update({"raster:bands": ["offset"]}),
+        lambda item: item["assets"]["red"].update({"offset": -1000}),
+        lambda item: item["assets"]["red"].update({"href": 7}),
+        lambda item: item["properties"].update({"datetime": "yesterday"}),
+        lambda item: item.update({"assets": None}),
+        lambda item: item.pop("properties") and None,
+    ],
+)
+def test_a_malformed_item_is_left_out_and_no_other(
+    made_world: World, tmp_path: Path, spoil: Callable[[dict[str, Any]], object]
+) -> None:
+    path = spoilt_items(tmp_path / "items.json", made_world, spoil)
+    catalogue = StacCatalogue(str(path), BANDS, wanted=None, patience=QUICK)
+    name = items_of(made_world, str)[0]["id"]
+    place = str(spoilt_items(tmp_path / "whole.json", made_world, lambda _: None))
+    whole = StacCatalogue(place, BANDS, wanted=None, patience=QUICK)
+    before = {entry for tile in TILES for entry in whole.scenes(tile).left_out}
+    left_out = {entry for tile in TILES for entry in catalogue.scenes(tile).left_out} - before
+    assert [entry.product for entry in left_out] == [name]
+    assert [entry for entry in left_out if entry.reason.startswith("unusable: ")]
+    for tile in TILES:
+        expected = [scene for scene in whole.scenes(tile).scenes if scene.product != name]
+        assert list(catalogue.scenes(tile).scenes) == expected
+
+
+@pytest.mark.parametrize("item", [None, "x", [], {"type": "Feature"}])
+def test_an_item_that_is_none_at_all_is_left_out(
+    made_world: World, tmp_path: Path, item: object
+) -> None:
+    path = tmp_path / "items.json"
+    features = [item, *items_of(made_world, str)]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    listing = StacCatalogue(str(path), BANDS, wanted=None, patience=QUICK).scenes(TILES[0])
+    assert len(listing.scenes) == 6
+    assert len(listing.left_out) == 2  # and the product that lacks a band
+
+
+def test_links_that_lead_in_circles_are_followed_once(made_world: World, tmp_path: Path) -> None:
+    root = write_static(tmp_path / "stac", made_world)
+    below = root.parent / "sentinel-2-l1c" / "catalog.json"
+    content = json.loads(below.read_text())
+    content["links"] += [
+        {"rel": "child", "href": "./catalog.json"},
+        {"rel": "child", "href": "../catalog.json"},
+        {"rel": "item", "href": "./broken.json"},
+    ]
+    below.write_text(json.dumps(content))
+    (below.parent / "broken.json").write_text("{}")
+    listing = StacCatalogue(str(root), BANDS, wanted=None, patience=QUICK).scenes(TILES[0])
+    assert len(listing.scenes) == 6
+    names = [entry.product for entry in listing.left_out]
+    assert names == [made_world.without_band, "broken"]
+
+
+def test_a_catalogue_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each catalogue has a child of its own."""
+    monkeypatch.setattr("s2pairs.sources.stac._MOST_FILES", 20)
+
+    def deeper(asked: Asked) -> Answer:
+        depth = int(asked.path.rpartition("/")[2] or 0)
+        links = [{"rel": "child", "href": f"{server.url}/{depth + 1}"}]
+        body = {"type": "Catalog", "stac_version": "1.0.0", "id": f"{depth}", "description": "x"}
+        return Answer(json.dumps({**body, "links": links}).encode())
+
+    with serving(deeper) as server:
+        catalogue = StacCatalogue(server.url, BANDS, wanted=None, patience=QUICK)
+        with pytest.raises(SourceError, match="over 20 files"):
+            catalogue.scenes(TILES[0])
+
+
+def test_a_search_without_end_is_ended(made_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s2pairs.sources.stac._MOST_PAGES", 5)
+
+    def endless(asked: Asked) -> Answer:
+        given = api(asked)
+        if asked.path != "/search":
+            return given
+        page = json.loads(given.body)
+        body = {**json.loads(asked.body), "token": 0}
+        link = {"rel": "next", "href": f"{server.url}/search", "method": "POST", "body": body}
+        return Answer(json.dumps({**page, "links": [link]}).encode())
+
+    api = Api(made_world)
+    with serving(endless) as server:
+        api.url = server.url
+        with pytest.raises(SourceError, match="more than 5 pages"):
+            over_http(server, wanted=None).scenes(TILES[0])
+
+
+def test_no_error_and_no_cube_says_the_keys_of_an_address(made_world: World) -> None:
+    def change(item: dict[str, Any]) -> dict[str, Any]:
+        item["assets"]["red"]["href"] += ".gone?token=secret"
+        return item
+
+    with api_of(made_world) as (api, server):
+        api.change = change
+        listing = over_http(server).scenes(TILES[0])
+        assert not [scene for scene in listing.scenes if scene.cloud_cover <= 2]
+        assert listing.left_out
+        assert all("404" in e.reason and "secret" not in e.reason for e in listing.left_out)
+        place = server.url.replace("//", "//me:secret@")
+        for wrong in (f"{place}/nothing?key=secret", place):
+            with pytest.raises(SourceError) as raised:
+                StacCatalogue(wrong, BANDS, wanted=None, patience=QUICK).scenes(TILES[0])
+            assert "secret" not in str(raised.value)
+
+
+def test_both_spellings_of_a_tile_are_asked_for() -> None:
+    """Earth Search writes the zones 1 to 9 with one digit."""
+    assert items.grid_codes(TileId.parse("05QKB")) == ("MGRS-05QKB", "MGRS-5QKB")
+    assert items.grid_codes(TILES[0]) == (f"MGRS-{TILES[0]}",)
+    for code in ("MGRS-5QKB", "MGRS-05QKB"):
+        assert items.tile_of("x", {"grid:code": code}) == "05QKB"
+
+
+# --- object stores ------------------------------------------------------------------------------
+
+
+class Bucket:
+    """An object store with one bucket, as far as GDAL asks it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fault: Answer | None = None
+
+    def __call__(self, asked: Asked) -> Answer:
+        if self.fault is not None:
+            return self.fault
+        return part_of(self.folder / asked.path.removeprefix("/bucket/"), asked)
+
+
+@contextmanager
+def in_bucket(folder: Path) -> Iterator[tuple[Bucket, Assets, Server]]:
+    bucket = Bucket(folder)
+    with serving(bucket) as server:
+        store = {
+            "AWS_S3_ENDPOINT": server.url.removeprefix("http://"),
+            "AWS_HTTPS": "NO",
+            "AWS_VIRTUAL_HOSTING": "FALSE",
+            "AWS_NO_SIGN_REQUEST": "YES",
+        }
+        web = Web(Reach.of(), Patience(tries=2, first_wait_s=0.01, timeout_s=5))
+        yield bucket, Assets(web, {"bucket": store}, beside_local_catalogue=False), server
+
+
+def first_pixel(image: DatasetReader) -> int:
+    return int(image.read(1)[0, 0])
+
+
+def test_a_store_that_fails_is_no_broken_scene(tmp_path: Path) -> None:
+    """While a file is opened and while it is read; and a short file is one."""
+    cog_item(tmp_path / "x", LAND)
+    whole = (tmp_path / "x" / "B.tif").read_bytes()
+    for name in ("opened", "read"):
+        (tmp_path / f"{name}.tif").write_bytes(whole)
+    (tmp_path / "short.tif").write_bytes(whole[: len(whole) // 2])
+    with in_bucket(tmp_path) as (bucket, assets, server):
+        assert assets.look("s3://bucket/opened.tif", first_pixel) == LAND[0, 0]
+        for name in ("short", "nowhere"):
+            with pytest.raises(SceneError, match=f"s3://bucket/{name}.tif cannot be"):
+                assets.look(f"s3://bucket/{name}.tif", first_pixel)
+        with pytest.raises(SceneError):
+            assets.check_whole("s3://bucket/short.tif")
+
+        def falls_silent(image: DatasetReader) -> int:
+            bucket.fault = Answer(status=503)
+            return first_pixel(image)
+
+        before = len(server.asked)
+        with pytest.raises(SourceError, match="the same command goes on later"):
+            assets.look("s3://bucket/read.tif", falls_silent)
+        assert len(server.asked) - before > 2  # tried again
+        with pytest.raises(SourceError, match="the same command goes on later"):
+            assets.look("s3://bucket/new.tif", first_pixel)
+        bucket.fault = Answer(status=403)
+        with pytest.raises(SourceError, match="403"):
+            assets.look("s3://bucket/newer.tif", first_pixel)
+
+
+def test_a_store_that_says_nothing_is_left(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        store = {
+            "AWS_S3_ENDPOINT": f"127.0.0.1:{silent.getsockname()[1]}",
+            "AWS_HTTPS": "NO",
+            "AWS_VIRTUAL_HOSTING": "FALSE",
+            "AWS_NO_SIGN_REQUEST": "YES",
+        }
+        web = Web(Reach.of(), Patience(tries=1, first_wait_s=0.01, timeout_s=1))
+        assets = Assets(web, {"bucket": store}, beside_local_catalogue=False)
+        with pytest.raises(SourceError, match="the same command goes on later"):
+            assets.look("s3://bucket/silent.tif", first_pixel)
+
+
 # --- offsets and names --------------------------------------------------------------------------
 
 
@@ -494,6 +709,23 @@ def test_claims_that_agree_are_kept_as_they_are() -> None:
     assert settled(odd, samples, "L1C") == odd["its own metadata"]
 
 
+def test_the_metadata_of_a_product_bind_unless_several_bands_prove_them_wrong() -> None:
+    """One band in shadow may be less than -3 %; two that are so have had nothing added."""
+    own = dict.fromkeys(BANDS, -1000)
+    dark = LAND + np.uint16(1000)
+    dark[:10] = 500
+    one = {name: dark if name == "B08" else LAND + np.uint16(1000) for name in BANDS}
+    assert confirmed(own, one, "L2A") == own
+    assert settled({"who": own, "another": own}, one, "L2A") == own
+    two = {name: dark if name in ("B08", "B04") else LAND + np.uint16(1000) for name in BANDS}
+    with pytest.raises(SceneError, match="would make reflectance negative"):
+        confirmed(own, two, "L2A")
+    assert set(settled({"who": own, "another": own}, two, "L2A").values()) == {0}
+    none = dict.fromkeys(BANDS, 0)
+    hazy = dict.fromkeys(BANDS, LAND + np.uint16(1000))
+    assert confirmed(none, hazy, "L2A") == none
+
+
 @pytest.mark.parametrize(
     ("key", "fields"),
     [
@@ -527,6 +759,28 @@ def test_assets_of_the_other_level_are_refused(made_world: World) -> None:
         reasons = [entry.reason for entry in over_http(server).scenes(TILES[0]).left_out]
         assert all("the item is L1C, but its B04 is" in reason for reason in reasons)
         assert len(reasons) == 7
+
+
+@pytest.mark.parametrize("fault", ["cut short", "elsewhere", "missing"])
+def test_a_scene_with_a_broken_classification_is_left_out(tmp_path: Path, fault: str) -> None:
+    place = cog_item(tmp_path / "x", LAND)
+    collection = json.loads(place.read_text())
+    collection["features"][0]["assets"]["scl"] = {"href": "./SCL.tif"}
+    place.write_text(json.dumps(collection))
+    path = place.parent / "SCL.tif"
+    left, top = TILES[0].upper_left()
+    corner = Affine(20, 0, left + 20 * (fault == "elsewhere"), 0, -20, top)
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "height": 256, "width": 256}
+    crs = f"EPSG:{TILES[0].epsg}"
+    with rasterio.open(path, "w", **profile, crs=crs, transform=corner) as image:
+        image.write(np.full((256, 256), 4, np.uint8), 1)
+    if fault == "cut short":
+        path.write_bytes(path.read_bytes()[:30_000])
+    elif fault == "missing":
+        path.unlink()
+    listing = StacCatalogue(str(place), BANDS, wanted=WANTED, patience=QUICK).scenes(TILES[0])
+    assert listing.scenes == ()
+    assert "SCL.tif" in listing.left_out[0].reason
 
 
 def test_the_scene_classification_of_an_item(tmp_path: Path) -> None:
