@@ -5,6 +5,7 @@ A file is known by its location, which GDAL opens too: a path, or `/vsizip/{arch
 
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import IO
 from s2pairs.errors import SceneError
 
 _IN_ZIP = "/vsizip/{"
+_BROKEN = (zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, RuntimeError, EOFError)
+"""What the library raises for damaged archives, of the ways of packing that products have."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def opened(location: str) -> Iterator[tuple[IO[bytes], int]]:
             yield member, files.getinfo(inside).file_size
     except OSError as error:
         raise SceneError(f"{name} cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError) as error:
+    except _BROKEN as error:
         raise SceneError(f"{name} cannot be read: {error}") from error
 
 
@@ -101,7 +104,7 @@ def _of_zip(path: Path) -> Archive:
     try:
         with zipfile.ZipFile(path) as archive:
             inside = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except (OSError, *_BROKEN) as error:
         raise SceneError(f"{path.name} is no whole zip archive: {error}") from error
     roots = {name.partition("/")[0] for name in inside}
     root = next((each for each in sorted(roots) if each.endswith(".SAFE")), None)

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from s2pairs.errors import SceneError, SourceError
-from s2pairs.sources.jp2 import check_complete
+from s2pairs.sources.jp2 import check_complete, driver_of
 from s2pairs.sources.reach import shown
 from s2pairs.sources.web import Patience, RangeFile, Web
 
@@ -77,7 +77,7 @@ class Assets:
                 rasterio.Env(),
                 _through(file, href)
                 if file is not None
-                else rasterio.open(place, driver=_driver(place)) as image,
+                else rasterio.open(place, driver=driver_of(place)) as image,
             ):
                 return look(image)
         except rasterio.errors.RasterioError as error:
@@ -95,7 +95,7 @@ class Assets:
             # what is kept of a file would open it again though the store is silent
             with rasterio.Env(**options, CPL_VSIL_CURL_NON_CACHED=path):
                 try:
-                    image = rasterio.open(path, driver=_driver(place))
+                    image = rasterio.open(path, driver=driver_of(place))
                 except rasterio.errors.RasterioError as error:
                     raise _unopened(href, error) from error
                 try:
@@ -193,10 +193,5 @@ def _through(file: RangeFile, href: str) -> Iterator["DatasetReader"]:
             raise FileNotFoundError(asked)
         return file
 
-    with rasterio.open(path, driver=_driver(path), opener=opener) as image:
+    with rasterio.open(path, driver=driver_of(path), opener=opener) as image:
         yield image
-
-
-def _driver(path: str) -> str:
-    """By name, and no other: a VRT and its like name further files."""
-    return "JP2OpenJPEG" if path.lower().endswith((".jp2", ".j2k")) else "GTiff"

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 
+def driver_of(path: str) -> str:
+    """GDAL's driver by the end of a name, to open with it and no other: a VRT and its like, by
+    whatever name, lead to further files."""
+    lower = path.lower()
+    if lower.endswith(".nc"):
+        return "netCDF"
+    return "JP2OpenJPEG" if lower.endswith((".jp2", ".j2k")) else "GTiff"
+
+
 def check_complete(location: str) -> None:
     """Raise `SceneError` if a JP2 file was cut short, without decoding it.
 
@@ -57,7 +66,7 @@ def check_grid(location: str, grid: Grid, kind: str = "uint16") -> None:
     import rasterio
 
     try:
-        with rasterio.open(location) as file:
+        with rasterio.open(location, driver=driver_of(location)) as file:
             check_lies_on(file, grid, kind)
     except rasterio.errors.RasterioError as error:
         name = location.rpartition("/")[2]
@@ -107,7 +116,7 @@ def read_band(location: str, windows: Sequence[PixelWindow]) -> list[npt.NDArray
     import rasterio
 
     try:
-        with rasterio.open(location) as file:
+        with rasterio.open(location, driver=driver_of(location)) as file:
             return [read_window(file, window) for window in windows]
     except rasterio.errors.RasterioError as error:
         raise SceneError(f"{location} cannot be read: {error}") from error

@@ -20,7 +20,7 @@ from s2pairs.bands import QUANTIFICATION, STORED_NO_DATA, STORED_SATURATED
 from s2pairs.errors import SceneError, SourceError, TileError
 from s2pairs.masks import CLOUD, NO_DATA, Flags, estimated, from_scene_classes
 from s2pairs.scenes import Grid, LeftOut, Listing, PixelWindow, Scene
-from s2pairs.sources.jp2 import grid_of, read_window
+from s2pairs.sources.jp2 import driver_of, grid_of, read_window
 from s2pairs.sources.offsets import ADDED, Samples, witnessed
 from s2pairs.sources.rasters_files import (
     CLASSES,
@@ -37,10 +37,14 @@ if TYPE_CHECKING:
 
 _FIRST_OFFSET_DAY = date(2022, 1, 25)
 _SAMPLE_PX = 512
+_LARGEST_OFFSET = 1.0
 _OPTIONS = {"GDAL_NETCDF_IGNORE_XY_AXIS_NAME_CHECKS": "YES"}  # many files lack the CF attributes
 
 Image = dict[str, Layer]
 """The layers of one place and day, by band."""
+
+Offsets = Mapping[str, float]
+"""By band, what is added to numbers times scale to make reflectance."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class _Look:
 
     grid: Grid
     samples: Samples
+    said: Mapping[str, float | None]
+    """The offset to reflectance by band, None where neither a file nor `rasters.yaml` says it."""
     classes: npt.NDArray[Any] | None
     """Of the same pixels, where there is a scene classification."""
 
@@ -63,7 +69,7 @@ class RastersCatalogue:
         self._bands = tuple(bands)
         self._settings = read_settings(folder)
         self._images = _by_tile_and_day(found_layers(folder, self._settings))
-        self._of_product: dict[str, tuple[Image, float]] = {}
+        self._of_product: dict[str, tuple[Image, Offsets]] = {}
         if not self._images:
             raise SourceError(
                 f"{folder} holds no raster with a date in its name; expected files such as "
@@ -89,13 +95,12 @@ class RastersCatalogue:
                 left_out.append(LeftOut(name, f"unusable: {error}"))
         level = self._level(tile, images)
         scenes: list[Scene] = []
-        offsets = self._offsets(images, looks, level)
-        for name, offset in offsets.items():
-            if offset is None:
+        for name, offsets in _offsets(images, looks, level).items():
+            if offsets is None:
                 left_out.append(LeftOut(name, _UNDECIDED.format(self._folder / SETTINGS)))
                 continue
-            self._of_product[name] = images[name], offset
-            made = _scene(name, tile, level, images[name], looks[name], self._bands, offset)
+            self._of_product[name] = images[name], offsets
+            made = _scene(name, tile, level, images[name], looks[name], self._bands, offsets)
             scenes.append(made)
         return Listing(
             tuple(sorted(scenes, key=lambda scene: scene.product)),
@@ -106,10 +111,10 @@ class RastersCatalogue:
         self, scene: Scene, band: str, windows: Sequence[PixelWindow]
     ) -> list[npt.NDArray[np.uint16]]:
         """Numbers (height, width) of a band in each window, with 1000 added as from 04.00 on."""
-        image, offset = self._of_product[scene.product]
+        image, offsets = self._of_product[scene.product]
         with _opened(image[band], self._settings, scene.grid) as raster:
             meaning = _Meaning.of(raster, image[band], self._settings)
-            return [meaning.stored(_read(raster, image[band], w), offset) for w in windows]
+            return [meaning.stored(_read(raster, image[band], w), offsets[band]) for w in windows]
 
     def masks(self, scene: Scene, windows: Sequence[PixelWindow]) -> list[Flags] | None:
         """What a layer `SCL` says, where there is one."""
@@ -140,6 +145,7 @@ class RastersCatalogue:
             raise SceneError(f"band {', '.join(missing)} is missing; it has {', '.join(image)}")
         grid: Grid | None = None
         samples: dict[str, npt.NDArray[np.uint16]] = {}
+        said: dict[str, float | None] = {}
         classes: npt.NDArray[Any] | None = None
         for name in [*self._bands, *(other for other in image if other not in self._bands)]:
             with _opened(image[name], self._settings, grid) as raster:
@@ -150,46 +156,39 @@ class RastersCatalogue:
                     classes = numbers
                 else:
                     meaning = _Meaning.of(raster, image[name], self._settings)
+                    said[name] = meaning.offset
                     samples[name] = meaning.stored(numbers, ADDED / QUANTIFICATION)
         assert grid is not None
-        return _Look(grid, samples, classes)
+        return _Look(grid, samples, said, classes)
 
-    def _offsets(
-        self, images: Mapping[str, Image], looks: Mapping[str, _Look], level: str
-    ) -> dict[str, float | None]:
-        """The offset to reflectance of each image, None where it cannot be told.
 
-        As `rasters.yaml` or the files say it. Else as the pixels say; but where some images of a
-        period prove to have none, those that seem to have one are more likely hazy.
-        """
-        said = {name: self._said(image) for name, image in images.items() if name in looks}
-        seen = {
-            name: witnessed(looks[name].samples, level)
-            for name, says in said.items()
-            if says is None
-        }
-        decided: dict[str, float | None] = {}
-        for name, says in said.items():
-            if says is not None:
-                decided[name] = says
-                continue
-            new = _day(images[name]) >= _FIRST_OFFSET_DAY
-            peers = [
-                seen[other] for other in seen if (_day(images[other]) >= _FIRST_OFFSET_DAY) == new
-            ]
-            verdict = seen[name] if 0 not in peers or seen[name] == 0 else None
-            decided[name] = None if verdict is None else verdict / QUANTIFICATION
-        return decided
+def _offsets(
+    images: Mapping[str, Image], looks: Mapping[str, _Look], level: str
+) -> dict[str, Offsets | None]:
+    """The offsets to reflectance of each image, None where they cannot be told.
 
-    def _said(self, image: Image) -> float | None:
-        if self._settings.offset != "auto":
-            return self._settings.offset
-        layer = image[self._bands[0]]
-        with _opened(layer, self._settings, None) as raster:
-            if np.issubdtype(np.dtype(raster.dtypes[layer.index - 1]), np.floating):
-                return 0.0
-            stated = float(raster.offsets[layer.index - 1])
-        return stated or None
+    As `rasters.yaml` or the files say them. Else as the pixels say; but where some images of a
+    period prove to have none, those that seem to have one are more likely hazy.
+    """
+    seen: dict[str, int | None] = {}
+    for name, look in looks.items():
+        silent = {band: look.samples[band] for band, says in look.said.items() if says is None}
+        if silent:
+            seen[name] = witnessed(silent, level)
+    decided: dict[str, Offsets | None] = {}
+    for name, look in looks.items():
+        known = {band: says for band, says in look.said.items() if says is not None}
+        decided[name] = known
+        if name not in seen:
+            continue
+        new = _day(images[name]) >= _FIRST_OFFSET_DAY
+        peers = [seen[other] for other in seen if (_day(images[other]) >= _FIRST_OFFSET_DAY) == new]
+        verdict = seen[name] if 0 not in peers or seen[name] == 0 else None
+        if verdict is not None:
+            decided[name] = dict.fromkeys(look.said, verdict / QUANTIFICATION) | known
+        else:
+            decided[name] = None
+    return decided
 
 
 _UNDECIDED = (
@@ -240,10 +239,10 @@ def _scene(
     image: Image,
     look: _Look,
     bands: Sequence[str],
-    offset: float,
+    offsets: Offsets,
 ) -> Scene:
     acquired = image[bands[0]].acquired
-    cloud_cover, coverage = _cloud_and_coverage(look, bands, offset)
+    cloud_cover, coverage = _cloud_and_coverage(look, bands, offsets)
     return Scene(
         product=name,
         tile=tile,
@@ -271,6 +270,8 @@ class _Meaning:
     """reflectance * 10,000 = number * factor (+ an offset), but for what is no data."""
 
     factor: float
+    offset: float | None
+    """To reflectance; None where it is not said."""
     nodata: float
     whole: bool
     """Whether the numbers are integers, of which 65535 is saturated."""
@@ -279,9 +280,8 @@ class _Meaning:
     def of(cls, raster: "DatasetReader", layer: Layer, settings: Settings) -> "_Meaning":
         kind = np.dtype(raster.dtypes[layer.index - 1])
         whole = bool(np.issubdtype(kind, np.integer))
-        stated = float(raster.scales[layer.index - 1])
-        scale = settings.scale or (stated if stated != 1 else 1 / QUANTIFICATION if whole else 1.0)
-        return cls(scale * QUANTIFICATION, _nodata(raster, layer, settings), whole)
+        scale, offset = _scaling(raster, layer, settings, whole)
+        return cls(scale * QUANTIFICATION, offset, _nodata(raster, layer, settings), whole)
 
     def stored(self, numbers: npt.NDArray[Any], offset: float) -> npt.NDArray[np.uint16]:
         """As a cube holds it: 1000 added, 0 where there is no data, 65535 saturated."""
@@ -296,6 +296,30 @@ class _Meaning:
         return stored
 
 
+def _scaling(
+    raster: "DatasetReader", layer: Layer, settings: Settings, whole: bool
+) -> tuple[float, float | None]:
+    """Scale and offset to reflectance as `rasters.yaml` says them, else the file, else the type.
+
+    A file that says neither has the scale 1 and the offset 0 in GDAL. Integers then are of
+    1/10,000, and so is an offset of theirs that is too large to be a reflectance.
+    """
+    stated, offset = float(raster.scales[layer.index - 1]), float(raster.offsets[layer.index - 1])
+    plain = whole and stated == 1
+    scale = settings.scale or (1 / QUANTIFICATION if plain else stated)
+    if settings.offset != "auto":
+        return scale, settings.offset
+    if plain and abs(offset) >= _LARGEST_OFFSET:
+        offset *= scale
+    if not 0 < scale < math.inf or not abs(offset) < _LARGEST_OFFSET:
+        raise SceneError(
+            f"{layer.band} in {layer.file.name} states the scale {stated:g} and the offset "
+            f"{raster.offsets[layer.index - 1]:g}, which give no reflectance; expected such as "
+            f"0.0001 and -0.1. Say scale and offset in {SETTINGS}"
+        )
+    return scale, None if whole and not offset else offset
+
+
 def _nodata(raster: "DatasetReader", layer: Layer, settings: Settings) -> float:
     """As `rasters.yaml` or the file says; 0 of integers and NaN of floats where neither does."""
     if settings.nodata is not None:
@@ -307,7 +331,7 @@ def _nodata(raster: "DatasetReader", layer: Layer, settings: Settings) -> float:
     return 0.0 if np.issubdtype(kind, np.integer) else math.nan
 
 
-def _cloud_and_coverage(look: _Look, bands: Sequence[str], offset: float) -> tuple[float, float]:
+def _cloud_and_coverage(look: _Look, bands: Sequence[str], offsets: Offsets) -> tuple[float, float]:
     """Percent of cloud among pixels with data, and the part of the pixels with data.
 
     By the classes where there are any, else estimated from all bands that there are; no cloud
@@ -318,10 +342,10 @@ def _cloud_and_coverage(look: _Look, bands: Sequence[str], offset: float) -> tup
         flags = from_scene_classes(look.classes.astype(np.uint8))
         valid &= (flags & NO_DATA) == 0
     else:
-        shift = round(offset * QUANTIFICATION) - ADDED
-        levels = np.stack([each.astype(np.int64) + shift for each in look.samples.values()])
+        shifts = {name: round(offset * QUANTIFICATION) - ADDED for name, offset in offsets.items()}
+        levels = np.stack([look.samples[n].astype(np.int64) + shifts[n] for n in shifts])
         stored = np.clip(levels, STORED_NO_DATA + 1, STORED_SATURATED).astype(np.uint16)
-        flags = estimated(stored, list(look.samples))
+        flags = estimated(stored, list(shifts))
     cloudy = (flags & CLOUD != 0) & valid
     return 100 * float(cloudy.sum()) / max(1, int(valid.sum())), float(valid.mean())
 
@@ -336,7 +360,10 @@ def _opened(layer: Layer, settings: Settings, grid: Grid | None) -> Iterator["Da
     from rasterio.vrt import WarpedVRT
 
     try:
-        with rasterio.Env(**_OPTIONS), rasterio.open(layer.location) as raster:
+        with (
+            rasterio.Env(**_OPTIONS),
+            rasterio.open(layer.location, driver=driver_of(layer.file.name)) as raster,
+        ):
             if raster.crs is None:
                 raise SceneError(f"{layer.file} does not say where it lies (no CRS)")
             if _is_usable(raster):

@@ -1,17 +1,21 @@
 """Which files of a folder hold which band of which day, by their names and `rasters.yaml`."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from s2pairs.bands import BANDS
 from s2pairs.errors import SourceError
+from s2pairs.sources.jp2 import driver_of
 
 CLASSES = "SCL"
 SETTINGS = "rasters.yaml"
@@ -21,7 +25,6 @@ _TILE = r"T?(?P<tile>\d\d[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V])"
 _BAND = r"(?P<band>B\d{1,2}|B8A|SCL)"
 _ALONE = r"(?<![A-Za-z0-9]){}(?![A-Za-z0-9])"
 _KNOWN = {each.name for each in BANDS} | {CLASSES}
-_UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 
 
 class Settings(BaseModel):
@@ -39,7 +42,7 @@ class Settings(BaseModel):
     tile: str | None = None
     scale: float | None = Field(default=None, gt=0)
     """reflectance = number * scale + offset."""
-    offset: float | Literal["auto"] = "auto"
+    offset: Annotated[float, Field(gt=-1, lt=1)] | Literal["auto"] = "auto"
     nodata: float | None = None
 
     @field_validator("bands")
@@ -74,7 +77,7 @@ def read_settings(folder: Path) -> Settings:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise SourceError(f"{path}: {where or 'the file'}: {first['msg']}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
 
 
@@ -109,14 +112,14 @@ def _of_image(path: Path, said: dict[str, str], settings: Settings) -> Iterator[
     names = _names_of_layers(path, _canonical(band) if band else None, settings)
     for index, name in enumerate(names, start=1):
         if name:
-            yield Layer(str(path), index, name, _moment(when), path, tile)
+            yield Layer(str(path), index, name, _moment(when, path), path, tile)
 
 
 def _names_of_layers(path: Path, band: str | None, settings: Settings) -> list[str | None]:
     import rasterio
 
     try:
-        with rasterio.open(path) as image:
+        with rasterio.open(path, driver=driver_of(path.name)) as image:
             count, descriptions = image.count, image.descriptions
     except rasterio.errors.RasterioError as error:
         raise SourceError(f"{path} cannot be opened: {error}; remove it") from error
@@ -143,13 +146,13 @@ def _of_netcdf(path: Path, said: dict[str, str], settings: Settings) -> Iterator
 
     tile = said.get("tile") or settings.tile
     try:
-        with rasterio.open(path) as container:
+        with rasterio.open(path, driver=driver_of(path.name)) as container:
             variables = list(container.subdatasets) or [f'NETCDF:"{path}"']
         for location in variables:
             name = _canonical(_found("band", _BAND, location.rpartition(":")[2]))
             if name is None:
                 continue
-            with rasterio.open(location) as variable:
+            with rasterio.open(location, driver=driver_of(path.name)) as variable:
                 tags = variable.tags()
                 for index in range(1, variable.count + 1):
                     when = _time_of(tags, variable.tags(index), path)
@@ -162,12 +165,28 @@ def _of_netcdf(path: Path, said: dict[str, str], settings: Settings) -> Iterator
 def _time_of(tags: dict[str, str], of_layer: dict[str, str], path: Path) -> datetime:
     """By the units of the dimension of time, as CF has them: `days since 1990-01-01`."""
     for key, value in of_layer.items():
-        units = tags.get(f"{key.removeprefix('NETCDF_DIM_')}#units", "")
-        match = re.fullmatch(r"(\w+) since (\S+)(?:[ T](\S+))?(?: UTC)?", units)
-        if key.startswith("NETCDF_DIM_") and match and match[1] in _UNITS:
-            start = datetime.fromisoformat(f"{match[2]}T{(match[3] or '00:00:00').rstrip('Z')}")
-            return start.replace(tzinfo=UTC) + timedelta(seconds=float(value) * _UNITS[match[1]])
+        dimension = key.removeprefix("NETCDF_DIM_")
+        units = tags.get(f"{dimension}#units", "")
+        if dimension != key and " since " in units:
+            try:
+                return _decoded(float(value), units, tags.get(f"{dimension}#calendar", "standard"))
+            except (ValueError, OverflowError) as error:
+                raise SourceError(f"{path}: {dimension} {value} {units}: {error}") from error
     raise SourceError(f"{path} has no dimension of time with units such as days since 1970-01-01")
+
+
+@cache
+def _decoded(value: float, units: str, calendar: str) -> datetime:
+    """A time to the millisecond; `ValueError` where the conventions for NetCDF do not know it."""
+    import xarray as xr
+
+    said = {"units": units.removesuffix(" UTC"), "calendar": calendar}
+    with warnings.catch_warnings(action="ignore"):  # what it warns of, an unknown type says too
+        decoded = xr.decode_cf(xr.Dataset({"t": ("t", np.array([value]), said)})).t.to_numpy()
+    if decoded.dtype.kind != "M" or np.isnat(decoded[0]):
+        raise ValueError(f"no time of the calendar {calendar}")
+    nanoseconds = int(decoded[0].astype("datetime64[ns]").astype(np.int64))
+    return datetime.fromtimestamp(round(nanoseconds / 1e9, 3), UTC)
 
 
 def _expression(pattern: str) -> "re.Pattern[str]":
@@ -190,8 +209,13 @@ def _canonical(name: str | None) -> str | None:
     return full if full in _KNOWN else None
 
 
-def _moment(when: Any) -> datetime:
+def _moment(when: Any, path: Path) -> datetime:
     if isinstance(when, date):
         return datetime(when.year, when.month, when.day, tzinfo=UTC)
     day, _, time = when.replace("-", "").partition("T")
-    return datetime.strptime(day + (time or "000000"), "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    try:
+        return datetime.strptime(day + (time or "000000"), "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    except ValueError as error:
+        raise SourceError(
+            f"{path}: {when} is no date; rename the file, or say dates: in {SETTINGS}"
+        ) from error

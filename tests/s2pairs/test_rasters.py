@@ -1,5 +1,6 @@
 """Folders of rasters: names, settings, numbers, grids, offsets, and real exports of three kinds."""
 
+import math
 import pickle
 import shutil
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from s2pairs.errors import SourceError
 from s2pairs.masks import CLOUD, SHADOW
 from s2pairs.scenes import Listing, PixelWindow, Scene
 from s2pairs.sources.rasters import RastersCatalogue
+from s2pairs.sources.rasters_files import _time_of
 from s2pairs.tiles import TileId, tile_at
 from tests.s2pairs.made_world import BANDS as RGBN
 from tests.s2pairs.made_world import TILES, World
@@ -137,6 +139,101 @@ def test_the_scale_and_offset_of_the_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored(catalogue, listing.scenes[0], "B04"), ground() + 1000)
 
 
+@pytest.mark.parametrize(
+    ("kind", "scale", "offset", "numbers", "truth"),
+    [
+        (np.float32, 0.0001, -0.1, [1000, 2000, 9000], [1000, 2000, 9000]),
+        (np.float32, 1.0, -0.1, [0.1, 0.2, 0.9], [1000, 2000, 9000]),
+        (np.float32, 0.0001, 0.0, [1000, 2000, 9000], [2000, 3000, 10000]),
+        (np.uint16, 1.0, -1000.0, [1000, 2000, 9000], [1000, 2000, 9000]),
+        (np.uint16, 1.0, -0.1, [1000, 2000, 9000], [1000, 2000, 9000]),
+        (np.uint16, 0.00005, -0.05, [1000, 2000, 9000], [1000, 1500, 5000]),
+        (np.uint16, 0.0001, -1000.0, [1000, 2000, 9000], None),
+        (np.float32, 1.0, -1000.0, [1000, 2000, 9000], None),
+        (np.uint16, -1.0, 0.0, [1000, 2000, 9000], None),
+        (np.float32, 1.0, math.nan, [0.1, 0.2, 0.9], None),
+    ],
+)
+def test_scale_and_offset_are_a_pair(
+    tmp_path: Path,
+    kind: type[np.generic],
+    scale: float,
+    offset: float,
+    numbers: list[float],
+    truth: list[int] | None,
+) -> None:
+    """As GDAL has it: reflectance = number * scale + offset; what cannot be is refused."""
+    path = tmp_path / "L2A_2020-01-13.tif"
+    write(path, {"B04": np.tile(np.array(numbers).astype(kind), (30, 10))})
+    with rasterio.open(path, "r+") as image:
+        image.scales, image.offsets = (scale,), (offset,)
+    catalogue, listing = listed(tmp_path, ("B04",))
+    if truth is None:
+        assert "give no reflectance" in listing.left_out[0].reason
+        return
+    assert list(stored(catalogue, listing.scenes[0], "B04")[7, :3]) == truth
+
+
+def test_each_band_has_its_own_scale_and_offset(tmp_path: Path) -> None:
+    path = tmp_path / "L2A_2020-01-13.tif"
+    write(path, dict.fromkeys(("B04", "B08", "B11"), ground()))
+    with rasterio.open(path, "r+") as image:
+        image.scales, image.offsets = (0.0001, 0.0002, 1.0), (-0.05, -0.1, 0.0)
+    catalogue, listing = listed(tmp_path, ("B04", "B08", "B11"))
+    expected = {"B04": ground() + 500, "B08": 2 * ground(), "B11": ground() + 1000}
+    for band, truth in expected.items():
+        np.testing.assert_array_equal(stored(catalogue, listing.scenes[0], band), truth.clip(1))
+
+
+def test_a_raster_that_names_other_files_is_not_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret" / "x.tif"
+    write(secret, {"B04": ground()})
+    vrt = (
+        '<VRTDataset rasterXSize="128" rasterYSize="128"><SRS>EPSG:32631</SRS>'
+        "<GeoTransform>480000, 10, 0, 4690000, 0, -10</GeoTransform>"
+        '<VRTRasterBand dataType="UInt16" band="1"><Description>B04</Description><SimpleSource>'
+        f"<SourceFilename>{secret}</SourceFilename><SourceBand>1</SourceBand></SimpleSource>"
+        "</VRTRasterBand></VRTDataset>"
+    )
+    for suffix in ("tif", "jp2", "nc"):
+        folder = tmp_path / suffix
+        folder.mkdir()
+        (folder / f"L2A_2020-01-13.{suffix}").write_text(vrt)
+        with pytest.raises(SourceError, match="cannot be opened"):
+            RastersCatalogue(folder, ("B04",))
+
+
+@pytest.mark.parametrize(
+    ("value", "units", "moment"),
+    [
+        (1069824.0, "hours since 1900-01-01 00:00:0.0", datetime(2022, 1, 17, tzinfo=UTC)),
+        (18274.5, "days since 1970-1-1", datetime(2020, 1, 13, 12, tzinfo=UTC)),
+        (1.0, "seconds since 2020-01-13T10:44:10Z", datetime(2020, 1, 13, 10, 44, 11, tzinfo=UTC)),
+        (1.0, "days since 2020-01-12 UTC", datetime(2020, 1, 13, tzinfo=UTC)),
+        (1.0, "days since 2020-02-31", None),
+        (1e99, "days since 2020-02-01", None),
+        (math.nan, "days since 2020-02-01", None),
+        (1.0, "months since 2020-01-01", None),
+    ],
+)
+def test_times_of_netcdf(value: float, units: str, moment: datetime | None) -> None:
+    arguments = {"t#units": units}, {"NETCDF_DIM_t": str(value)}, Path("x.nc")
+    if moment is None:
+        with pytest.raises(SourceError, match=r"x\.nc: t .* since "):
+            _time_of(*arguments)
+    else:
+        assert _time_of(*arguments) == moment
+
+
+def test_dates_that_are_none_are_one_sentence(tmp_path: Path) -> None:
+    write(tmp_path / "L2A_20210231.tif", {"B04": ground()})
+    with pytest.raises(SourceError, match="20210231 is no date; rename"):
+        RastersCatalogue(tmp_path, ("B04",))
+    (tmp_path / "rasters.yaml").write_text("dates: {L2A_20210231.tif: 2023-02-30}\n")
+    with pytest.raises(SourceError, match=r"rasters\.yaml cannot be read"):
+        RastersCatalogue(tmp_path, ("B04",))
+
+
 def test_degrees_are_brought_to_the_zone_by_nearest_neighbour(tmp_path: Path) -> None:
     """Each 10 m pixel has the number of the pixel of degrees that its middle lies in."""
     numbers = np.arange(1, 40 * 50 + 1, dtype=np.uint16).reshape(40, 50)
@@ -212,6 +309,8 @@ def test_a_hazy_date_among_clear_ones_has_no_offset_of_its_own(tmp_path: Path) -
         ("bands: [B04, B99]\n", "unknown bands"),
         ("level: L3\n", "level: "),
         ("offset: much\n", "offset"),
+        ("offset: -1000\n", "offset"),
+        ("offset: .nan\n", "offset"),
         ("bands: [B04]\n", "has 2 layers"),
         ("{", "cannot be read"),
     ],

@@ -473,6 +473,23 @@ def test_a_broken_product_in_a_whole_archive_is_left_out(tmp_path: Path, method:
     ]
 
 
+def test_a_damaged_file_in_an_archive_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    """What it was packed to is no longer what the packing could have made."""
+    whole, damaged = write_places(tmp_path / "made", [l1c(), l1c(day="2022-06-02")])
+    packed(whole, tmp_path / "zips", zipfile.ZIP_DEFLATED)
+    path = packed(damaged, tmp_path / "zips", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(path) as archive:
+        (info,) = [each for each in archive.infolist() if "MTD_MSIL1C" in each.filename]
+    data = bytearray(path.read_bytes())
+    start = info.header_offset + 30 + len(info.filename)
+    data[start : start + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    listing = list_of(tmp_path / "zips")
+    assert [scene.product for scene in listing.scenes] == [whole.name.removesuffix(".SAFE")]
+    (entry,) = listing.left_out
+    assert "MTD_MSIL1C.xml cannot be read" in entry.reason
+
+
 def test_a_zip_of_something_else(tmp_path: Path) -> None:
     path = tmp_path / "S2A_MSIL1C_20200601T105601_N0209_R008_T31TCJ_20200602T105601.SAFE.zip"
     with zipfile.ZipFile(path, "w") as archive:
