@@ -36,9 +36,11 @@ from mimodel.networks import (
     inference_dtype,
 )
 from mimodel.normalisation import Normalisation, select_bands
-from mimodel.novelty import Novelty, NoveltySpec, looks
+from mimodel.novelty import Described, Novelty, NoveltySpec, looks
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_WITHOUT_THIS_NOVELTY = 1
+"""The version before had a score of another form. It is left out; the rest is the same."""
 _MODEL, _CARD, _SUMS = "model.safetensors", "README.md", "SHA256SUMS"
 _METADATA_KEY = "crossmi"
 _CHUNK = 32
@@ -139,9 +141,7 @@ class Networks(nn.Module):
         self.global_statistics = GlobalStatistics(features, dimension) if statistics else None
         self.local_statistics = LocalStatistics(features, dimension) if statistics else None
         self.exclusive_encoder = Encoder(spec.exclusive_encoder) if spec.exclusive_encoder else None
-        self.novelty = (
-            Novelty(spec.novelty, dimension + 3 * len(spec.bands)) if spec.novelty else None
-        )
+        self.novelty = Novelty(spec.novelty, dimension, len(spec.bands)) if spec.novelty else None
         self.heads = nn.ModuleDict(
             {
                 name: Classifier(
@@ -180,7 +180,13 @@ class Artifact:
         spec = _parse_spec(folder, text)
         try:
             networks = Networks(spec)
-            networks.load_state_dict(safetensors.torch.load(data))
+            networks.load_state_dict(
+                {
+                    name: tensor
+                    for name, tensor in safetensors.torch.load(data).items()
+                    if spec.novelty is not None or not name.startswith("novelty.")
+                }
+            )
         except (SafetensorError, RuntimeError, ValueError, ArithmeticError) as error:
             raise ArtifactError(
                 f"the weights in {folder} do not fit their specification"
@@ -236,7 +242,7 @@ class Artifact:
     def out_of_distribution(
         self, shared: npt.NDArray[np.float32], reflectance: Reflectance
     ) -> npt.NDArray[np.float32] | None:
-        """How unlike the training data patches are: the share of held-out patches that are nearer.
+        """How unlike the training data patches are: the share of held-out ones that are less so.
 
         Takes the patches (N, band, row, col), bands as the artifact has them, and their shared
         representations (N, dim). None where it was not fitted (`mimodel probe` does it).
@@ -247,11 +253,11 @@ class Artifact:
             scores = self.networks.novelty(self.described(shared, reflectance))
             return cast(npt.NDArray[np.float32], scores.numpy())
 
-    def described(self, shared: npt.NDArray[np.float32], reflectance: Reflectance) -> Tensor:
+    def described(self, shared: npt.NDArray[np.float32], reflectance: Reflectance) -> Described:
         """What the out-of-distribution score sees of patches: representation and looks."""
         parts = range(0, len(shared), _CHUNK)
         seen = [looks(self.network_input(reflectance[at : at + _CHUNK], None)) for at in parts]
-        return torch.cat([torch.from_numpy(shared), torch.cat(seen)], 1)
+        return Described(torch.from_numpy(shared), torch.cat(seen))
 
     def head_name(self, head: str | None = None) -> str:
         """The name of the head to use: the one asked for, or the only one there is."""
@@ -395,7 +401,9 @@ def _parse_spec(folder: Path, text: str) -> ArtifactSpec:
     try:
         fields: Any = json.loads(text)
         version = fields.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if version == _WITHOUT_THIS_NOVELTY:
+            fields = {**fields, "schema_version": SCHEMA_VERSION, "novelty": None}
+        elif version != SCHEMA_VERSION:
             raise ArtifactError(
                 f"{folder} has schema version {version!r}, this program reads {SCHEMA_VERSION}; "
                 "use the version of crossmi that made it, or train anew"

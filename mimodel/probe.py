@@ -436,10 +436,7 @@ def _calibrated(
     temperature = fit_temperature(logits, data.label[held_out])
     before = artifact.probabilities(shared[test], head)
     novelty_spec, novelty = fit_novelty(
-        *(
-            artifact.described(shared[rows], data.reflectance[rows]).numpy()
-            for rows in (train, held_out)
-        )
+        *(artifact.described(shared[rows], data.reflectance[rows]) for rows in (train, held_out))
     )
     heads = artifact.spec.heads
     calibrated = heads[head].model_copy(update={"temperature": temperature})

@@ -249,7 +249,7 @@ class _PatchAnswer(BaseModel):
     )
     out_of_distribution: list[float] | None = Field(
         description="How unlike the training data each patch is: the share of held-out patches "
-        "that are nearer to these. 0.5 is ordinary, above 0.99 one in a hundred of such patches. "
+        "that are less so, by representation or looks. 0.5 is ordinary, above 0.99 one in a hundred of such patches. "
         "null where the model was not calibrated (`mimodel probe` does it)."
     )
     grid: Grid | None = Field(description="null unless `stride` was given.")

@@ -139,6 +139,21 @@ def test_another_schema_is_refused(artifact: Artifact, folder: Path) -> None:
         Artifact.load(folder)
 
 
+def test_of_version_1_all_but_its_score_is_read(artifact: Artifact, folder: Path) -> None:
+    """Its out-of-distribution score was one distance of representation and looks together."""
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    tensors |= {"novelty.mean": torch.zeros(9), "novelty.distances": torch.arange(3.0)}
+    fields = json.loads(artifact.spec.model_dump_json()) | {
+        "schema_version": 1,
+        "novelty": {"fitted_on": 9, "held_out": 3, "distances": 3},
+    }
+    _write(folder, safetensors.torch.save(tensors, {"crossmi": json.dumps(fields)}))
+    found = Artifact.load(folder)
+    assert found.spec == artifact.spec
+    for name, tensor in artifact.networks.state_dict().items():
+        assert torch.equal(found.networks.state_dict()[name], tensor)
+
+
 def test_a_field_that_this_version_does_not_know_is_refused(
     artifact: Artifact, folder: Path
 ) -> None:

@@ -31,8 +31,9 @@ def full(artifact: Artifact) -> Artifact:
     """The small model with an exclusive encoder, a head on each representation, and novelty."""
     rng = np.random.default_rng(2)
     training = rng.uniform(0, 0.4, (60, 4, 64, 64)).astype(np.float32)
-    described = artifact.described(artifact.embed(training), training).numpy()
-    novelty_spec, novelty = fit_novelty(described[:40], described[40:])
+    novelty_spec, novelty = fit_novelty(
+        *(artifact.described(artifact.embed(part), part) for part in (training[:40], training[40:]))
+    )
     spec = artifact.spec.model_copy(
         update={
             "exclusive_encoder": artifact.spec.encoder.model_copy(update={"representation": 8}),
