@@ -2,14 +2,18 @@
 
 `folded` is torch with each BatchNorm folded into the convolution before it and the convolutions'
 weights in bfloat16 where the processor multiplies it; it needs nothing more. `onnxruntime` and
-`openvino` are extras. All are compared with eager float32 in the tests (cosine at least 0.9999);
+`openvino` are extras, for which the encoder is exported once: what that made is kept
+(`kept.py`). All are compared with eager float32 in the tests (cosine at least 0.9999);
 `benchmarks/test_embedding.py` says how fast each is on a machine.
 """
 
 import copy
+import tempfile
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, cast
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mimodel.artifact import Artifact
 from mimodel.errors import ArtifactError
+from mimodel.kept import kept
 from mimodel.networks import Encoder, inference_dtype
 
 Vectors = npt.NDArray[np.float32]
@@ -28,6 +33,7 @@ Encode = Callable[[Tensor], Vectors]
 """The same from normalised images, of which a few at a time fit into the cache."""
 
 _CHUNK = 32
+_LENGTH = 8
 
 
 class Backend(StrEnum):
@@ -48,13 +54,8 @@ def embedder(artifact: Artifact, representation: str, backend: Backend) -> Embed
     encoder = networks.encoder
     if representation == "exclusive" and networks.exclusive_encoder is not None:
         encoder = networks.exclusive_encoder
-    makers: dict[Backend, Callable[[Encoder], Encode]] = {
-        Backend.FOLDED: folded,
-        Backend.ONNXRUNTIME: by_onnxruntime,
-        Backend.OPENVINO: by_openvino,
-    }
     try:
-        encode = makers[backend](encoder)
+        encode = _encode(encoder, backend, artifact.representation_digest(representation))
     except ModuleNotFoundError as error:
         extra = "onnx" if backend is Backend.ONNXRUNTIME else backend.value
         raise ArtifactError(
@@ -66,6 +67,21 @@ def embedder(artifact: Artifact, representation: str, backend: Backend) -> Embed
         return np.concatenate([encode(part) for part in images.split(_CHUNK)])
 
     return embed
+
+
+def _encode(encoder: Encoder, backend: Backend, digest: str) -> Encode:
+    """`digest` is that of all weights, for what is kept of an export."""
+    if backend is Backend.FOLDED:
+        return folded(encoder)
+    packages = {
+        Backend.ONNXRUNTIME: ("onnxruntime", "onnx", "onnxscript"),
+        Backend.OPENVINO: ("openvino",),
+    }[backend]
+    versions = [f"{name} {version(name)}" for name in ("crossmi", "torch", *packages)]
+    key = [backend.value, digest, encoder.spec.model_dump_json(), *versions]
+    if backend is Backend.ONNXRUNTIME:
+        return by_onnxruntime(kept(key, ".onnx", lambda: to_onnx(encoder)))
+    return by_openvino(kept(key, ".openvino", lambda: to_openvino(encoder)))
 
 
 def folded(encoder: Encoder) -> Encode:
@@ -96,15 +112,13 @@ def fold_batch_norm(encoder: Encoder) -> nn.Sequential:
     return nn.Sequential(*layers).requires_grad_(False)
 
 
-def by_onnxruntime(encoder: Encoder) -> Encode:
-    """ONNX Runtime on the CPU, float32."""
+def by_onnxruntime(model: bytes) -> Encode:
+    """ONNX Runtime on the CPU, float32, of what `to_onnx` made."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        to_onnx(encoder), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda images: cast(
         Vectors, session.run(None, {"images": images.contiguous().numpy()})[0]
     )
@@ -126,19 +140,16 @@ def to_onnx(encoder: Encoder) -> bytes:
     return model
 
 
-def by_openvino(encoder: Encoder) -> Encode:
-    """OpenVINO on the CPU, in bfloat16 where the processor multiplies it."""
+def by_openvino(model: bytes) -> Encode:
+    """OpenVINO on the CPU, in bfloat16 where the processor multiplies it, of `to_openvino`."""
     import openvino
 
     core = openvino.Core()
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(
-        _plain(encoder), (_example(encoder),), dynamic_shapes=({0: batch},)
-    )
-    model: Any = openvino.convert_model(program)
+    end = _LENGTH + int.from_bytes(model[:_LENGTH])
+    weights = openvino.Tensor(np.frombuffer(model, np.uint8, offset=end))
     precision = {torch.bfloat16: "bf16", torch.float32: "f32"}
     compiled = core.compile_model(
-        model,
+        core.read_model(model[_LENGTH:end], weights),
         "CPU",
         {
             "INFERENCE_PRECISION_HINT": precision[inference_dtype(torch.device("cpu"))],
@@ -147,6 +158,24 @@ def by_openvino(encoder: Encoder) -> Encode:
         },
     )
     return lambda images: np.array(compiled(images.contiguous().numpy())[0], np.float32)
+
+
+def to_openvino(encoder: Encoder) -> bytes:
+    """The encoder as a model of OpenVINO: the length of its XML in 8 bytes, the XML, the weights.
+
+    OpenVINO writes two files; they are one here, so that there is never one without the other.
+    """
+    import openvino
+
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(
+        _plain(encoder), (_example(encoder),), dynamic_shapes=({0: batch},)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.xml"
+        openvino.save_model(openvino.convert_model(program), file, compress_to_fp16=False)
+        described, weights = file.read_bytes(), file.with_suffix(".bin").read_bytes()
+    return len(described).to_bytes(_LENGTH) + described + weights
 
 
 def _plain(encoder: Encoder) -> nn.Module:

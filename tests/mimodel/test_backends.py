@@ -1,5 +1,7 @@
 """Every backend gives the vectors of eager float32."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,12 @@ def model() -> Artifact:
     return Artifact(spec, "0" * 64, frozen(networks))
 
 
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
 def patches() -> np.ndarray:
     rng = np.random.default_rng(0)
@@ -58,7 +66,11 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("backend", list(Backend))
 @pytest.mark.parametrize("representation", ["shared", "exclusive"])
 def test_vectors_are_those_of_eager_float32(
-    model: Artifact, patches: np.ndarray, backend: Backend, representation: str
+    model: Artifact,
+    patches: np.ndarray,
+    backend: Backend,
+    representation: str,
+    empty_cache: Path,
 ) -> None:
     if backend in (Backend.ONNXRUNTIME, Backend.OPENVINO):
         pytest.importorskip(backend.value)
@@ -72,6 +84,13 @@ def test_vectors_are_those_of_eager_float32(
     assert cosine(found, expected) >= 0.9999
     # A cosine forgives a length; these are in proportion too.
     assert np.abs(np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1) - 1).max() < 0.01
+    if kept := list(empty_cache.glob("crossmi/*")):
+        # What is kept of the export gives the same bits, and is not made again.
+        (file,) = kept
+        written = file.stat()
+        assert embedder(model, representation, backend)(patches).tobytes() == found.tobytes()
+        assert file.stat().st_mtime_ns == written.st_mtime_ns
+    assert bool(kept) == (backend in (Backend.ONNXRUNTIME, Backend.OPENVINO))
     # Neighbours in a batch do not matter, beyond the arithmetic.
     alone = np.concatenate([embed(one[None]) for one in patches])
     assert cosine(alone, found) >= 0.9999
