@@ -8,6 +8,7 @@ from fastapi import APIRouter, FastAPI, Response
 from mimodel.artifact import Artifact
 from service.engine import Engine, Model
 from service.errors import NotReadyError, install_handlers
+from service.kserve import kserve_routes
 from service.metrics import MEDIA_TYPE
 from service.observing import Observed
 from service.openapi import describe, operation
@@ -48,6 +49,7 @@ def create_app(
     app.include_router(pixel_routes(engine))
     app.include_router(similarity_routes(engine))
     app.include_router(search_routes(engine))
+    app.include_router(kserve_routes(engine))
     app.include_router(page_routes(engine))
     describe(app, lambda: engine.model.expected)
     return app

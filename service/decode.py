@@ -17,11 +17,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mimodel.normalisation import select_bands
 from service.errors import (
@@ -31,7 +31,7 @@ from service.errors import (
     UnsupportedMediaError,
     location_of,
 )
-from service.schemas import ImageBody, PatchesBody, PixelQuery
+from service.schemas import ImageBody, InferBody, PatchesBody, PixelQuery
 
 NPY, TIFF, JSON = "application/x-npy", "image/tiff", "application/json"
 PNG = "image/png"  # among answers alone
@@ -47,6 +47,7 @@ DTYPES = (
 
 Pixels = npt.NDArray[Any]
 Reflectance = npt.NDArray[np.float32]
+Body = TypeVar("Body", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,24 @@ def decode_patches(
     """
     form = _Form(4, lambda shape: _check_patches(shape, expected), expected.max_bytes)
     return _reflectance(_read(body, media_type, form), declared, expected.bands, axis=1)
+
+
+def decode_tensor(body: bytes, expected: Expected) -> tuple[InferBody, Reflectance]:
+    """A request of KServe's protocol and its patches; otherwise like `decode_patches`."""
+    request = read_json(body, InferBody, expected.max_bytes)
+    tensor = request.inputs[0]
+    shape = tuple(tensor.shape)
+    _check_patches(shape, expected)
+    try:
+        values = np.array(tensor.data, np.float64)
+    except ValueError:
+        raise UnfitError("the lists under `data` differ in length") from None
+    if values.shape not in {shape, (math.prod(shape),)}:
+        raise UnfitError(
+            f"expected data of shape {shape}, or {math.prod(shape)} values, got {values.shape}"
+        )
+    raster = _Raster(_cast(values, tensor.datatype).reshape(shape))
+    return request, _reflectance(raster, Declared.of(request.parameters), expected.bands, axis=1)
 
 
 def decode_image(
@@ -278,22 +297,27 @@ _JSON_BYTES_PER_VALUE = 64
 """Of memory, while lists are read: an empty list takes 56 bytes and its place in another one 8."""
 
 
-def _read_json(body: bytes, form: _Form) -> _Raster:
-    """Nested lists under `reflectance`, null for no data, or a base64 .npy under `npy`."""
+def read_json(body: bytes, model: type[Body], max_bytes: int) -> Body:
+    """A JSON document that holds lists of numbers; its faults are `DecodeError`."""
     values = body.count(b",") + body.count(b"[")
-    if values * _JSON_BYTES_PER_VALUE > form.max_bytes:
+    if values * _JSON_BYTES_PER_VALUE > max_bytes:
         raise TooLargeError(
-            f"lists of about {values} values take more than {form.max_bytes} bytes to read; send "
+            f"lists of about {values} values take more than {max_bytes} bytes to read; send "
             "fewer patches, or the pixels as .npy"
         )
-    model = PatchesBody if form.ndim == 4 else ImageBody
     try:
-        parsed = model.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if first["type"] == "json_invalid":
             raise MalformedError("the body is not JSON (NaN and Infinity are none)") from None
         raise UnfitError(f"{location_of(first['type'], first['loc'])}: {first['msg']}") from None
+
+
+def _read_json(body: bytes, form: _Form) -> _Raster:
+    """Nested lists under `reflectance`, null for no data, or a base64 .npy under `npy`."""
+    model = PatchesBody if form.ndim == 4 else ImageBody
+    parsed = read_json(body, model, form.max_bytes)
     if parsed.npy is not None:
         try:
             return _read_npy(base64.b64decode(parsed.npy, validate=True), form)
@@ -383,6 +407,17 @@ def _names_in(descriptions: tuple[str | None, ...]) -> tuple[str | None, ...] | 
         None if match is None else f"B0{match[1]}" if match[1] else f"B{match[2]}"
         for match in matches
     )
+
+
+def _cast(values: Pixels, datatype: str) -> Pixels:
+    """Numbers as the type that they are said to be of, which has to hold them as they are."""
+    dtype = np.dtype(datatype.lower().replace("fp", "float"))
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if not ((values >= limits.min) & (values <= limits.max) & (values % 1 == 0)).all():
+            raise UnfitError(f"`data` holds what is no {datatype}; for no data say `nodata`")
+    with np.errstate(over="ignore"):
+        return values.astype(dtype)
 
 
 # --- pixels to reflectance ---------------------------------------------------------------------

@@ -49,6 +49,9 @@ _SWEEP_SECONDS = 10.0
 
 log = logging.getLogger("crossmi.service")
 
+_CHUNK = 64
+"""Patches of a grid that are cut out at a time."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,16 @@ class Model:
     def comparison(self) -> Comparison:
         """The networks of maps, one copy for all images; `InputError` if the model has none."""
         return Comparison(self.artifact)
+
+    def strangeness(self, patches: Patches, shared: Reflectance) -> Reflectance | None:
+        """Out-of-distribution scores (N,) of patches with these shared vectors (N, dim), if any."""
+        if self.artifact.spec.novelty is None:
+            return None
+        scores = np.zeros(len(patches), np.float32)
+        for at in range(0, len(patches), _CHUNK):
+            part = slice(at, at + _CHUNK)
+            scores[part] = self.artifact.out_of_distribution(shared[part], patches[part])
+        return scores
 
     def warm_up(self) -> None:
         """One patch through each encoder, so that the first request is as fast as others."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from service.decode import Expected
 from service.errors import PROBLEM_TYPE
-from service.schemas import ImageBody, PatchesBody, Problem
+from service.schemas import ImageBody, InferBody, PatchesBody, Problem
 
 _SCHEMAS = "#/components/schemas/"
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -30,7 +30,7 @@ UPLOAD_STATUSES = (400, 406, 408, 413, 415, 422, 503)
 _MEANINGS = {
     400: "The body is not of the media type that it claims.",
     401: "The API key is missing or wrong.",
-    404: "The service has no index, or the index has no such look.",
+    404: "The service has no such model, no index, or the index no such look.",
     406: "None of the accepted media types can be made.",
     408: "The body did not arrive in time.",
     413: "The body, or what it unpacks to, is over a limit.",
@@ -46,7 +46,7 @@ def operation(
     *statuses: int,
     answer: type[BaseModel] | None = None,
     also: Sequence[str] = (),
-    upload: Literal["patches", "image", "query"] | None = None,
+    upload: Literal["patches", "image", "query", "tensor"] | None = None,
 ) -> dict[str, Any]:
     """What a route's decorator needs to describe it beyond its signature.
 
@@ -95,6 +95,13 @@ def _problem(status: int) -> dict[str, Any]:
 
 
 def _request_body(upload: str) -> dict[str, Any]:
+    if upload == "tensor":
+        schema = {"$ref": _SCHEMAS + InferBody.__name__}
+        examples = {"infer": {"$ref": "#/components/examples/infer"}}
+        return {
+            "required": True,
+            "content": {"application/json": {"schema": schema, "examples": examples}},
+        }
     of_patches = upload != "image"
     shape = "(N, band, row, column)" if of_patches else "(band, row, column)"
     tiff = "one patch" if of_patches else "one image"
@@ -118,7 +125,7 @@ def _request_body(upload: str) -> dict[str, Any]:
 
 def _component_schemas() -> dict[str, Any]:
     schemas: dict[str, Any] = {}
-    for model in (Problem, PatchesBody, ImageBody):
+    for model in (Problem, PatchesBody, ImageBody, InferBody):
         schema = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
@@ -130,7 +137,18 @@ def _examples(bands: Sequence[str], size: int) -> dict[str, Any]:
     slope = np.linspace(0.05, 0.3, size * size, dtype=np.float16).reshape(size, size)
     image = np.broadcast_to(slope, (len(bands), size, size))
     what = f"bands {', '.join(bands)} of {size} x {size} pixels"
+    tensor = {
+        "name": "pixels",
+        "shape": [1, *image.shape],
+        "datatype": "UINT8",
+        "data": np.full(image.size, 9).tolist(),
+    }
+    outputs = [{"name": "shared"}]
     return {
+        "infer": {
+            "summary": f"One level patch: {what}",
+            "value": {"parameters": {"scale": 0.01}, "inputs": [tensor], "outputs": outputs},
+        },
         "patches": {"summary": f"One patch: {what}", "value": {"npy": _base64_npy(image[None])}},
         "image": {"summary": f"An image: {what}", "value": {"npy": _base64_npy(image)}},
     }

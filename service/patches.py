@@ -44,7 +44,11 @@ class Seen:
 
 def see_patches(body: bytes, media_type: str, declared: Declared, expected: Expected) -> Seen:
     """The patches of a body; its faults are those of `decode_patches`."""
-    patches = decode_patches(body, media_type, declared, expected)
+    return seen_patches(decode_patches(body, media_type, declared, expected))
+
+
+def seen_patches(patches: Reflectance) -> Seen:
+    """Patches (N, band, size, size) as they came."""
     fractions = np.isfinite(patches).all(axis=1).mean(axis=(1, 2))
     return Seen(patches, fractions.tolist())
 

@@ -20,8 +20,6 @@ from service.settings import Settings
 Vectors = npt.NDArray[np.float32]
 
 _BOTH = ("shared", "exclusive")
-_CHUNK = 64
-"""Patches of a grid that are cut out at a time."""
 
 
 def pixel_routes(engine: Engine) -> APIRouter:
@@ -115,11 +113,5 @@ def _classified(
 
 
 def _strangeness(model: Model, seen: Seen, shared: Vectors) -> list[float] | None:
-    if model.artifact.spec.novelty is None:
-        return None
-    scores: list[float] = []
-    for at in range(0, len(shared), _CHUNK):
-        part = slice(at, at + _CHUNK)
-        found = model.artifact.out_of_distribution(shared[part], seen.patches[part])
-        scores += [] if found is None else found.tolist()
-    return scores
+    scores = model.strangeness(seen.patches, shared)
+    return None if scores is None else scores.tolist()

@@ -116,6 +116,16 @@ def test_classes_are_calibrated_and_say_how_strange_a_patch_is(
         strange = full.out_of_distribution(vectors(full, "shared", patches), patches)
         assert strange is not None
         assert document["out_of_distribution"] == strange.tolist()
+    tensor = {
+        "name": "pixels",
+        "shape": list(patches.shape),
+        "datatype": "FP32",
+        "data": np.nan_to_num(patches, nan=9).ravel().tolist(),
+    }
+    asking = {"inputs": [tensor], "outputs": [{"name": "out_of_distribution"}]}
+    asking["parameters"] = {"nodata": 9}
+    answer = asked.post(f"/v2/models/{full.spec.name}/infer", json=asking).json()
+    assert answer["outputs"][0]["data"] == document["out_of_distribution"]
     odd = np.full((1, 4, 64, 64), 0.9, np.float32)
     document = asked.post("/classify?head=cover", content=npy_bytes(odd), headers=NPY).json()
     assert document["out_of_distribution"] == [1.0]
