@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -81,12 +82,16 @@ def main() -> None:
 def _run(artifact: Path, index: Path | None, listening: socket.socket, settings: Settings) -> None:
     from service.decode import limit_gdal
 
-    limit_gdal()
+    # It asks another process, for about as long as a part of torch takes to be read.
+    with ThreadPoolExecutor(1) as beside:
+        limited = beside.submit(limit_gdal)
 
-    from mimodel.artifact import Artifact
-    from mimodel.errors import ArtifactError, PatchIndexError
-    from service.app import create_app
-    from service.server import run
+        from mimodel.artifact import Artifact
+        from mimodel.errors import ArtifactError, PatchIndexError
+        from service.app import create_app
+        from service.server import run
+
+        limited.result()
 
     try:
         loaded = Artifact.load(artifact)
