@@ -1,8 +1,12 @@
 """What maps keep in memory: one number of bytes for all images, of which old ones go."""
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -16,7 +20,7 @@ from service.images import Images
 from service.settings import Settings
 from tests.models import pixel_artifact
 from tests.service.bodies import npy_bytes
-from tests.service.test_http import NPY
+from tests.service.test_http import NPY, refused
 from tests.service.test_load import app_in_a_thread, in_a_thread
 from tests.service.test_operation import another, eventually, figure
 
@@ -120,6 +124,29 @@ def test_no_more_maps_than_so_many_at_once() -> None:
             pass
         with images.work():
             pass
+
+
+def test_a_map_too_many_is_told_to_come_back(pixels: Artifact) -> None:
+    app = create_app(pixels, Settings(max_maps=1))
+    body = npy_bytes(noise(0))
+
+    def ask(client: httpx.Client) -> httpx.Response:
+        return client.post("/similarity?row=8&col=9", content=body, headers=NPY)
+
+    with app_in_a_thread(app) as client, ThreadPoolExecutor(1) as pool:
+        engine, gate = app.state.engine, threading.Event()
+        busy = asyncio.run_coroutine_threadsafe(engine.compute(gate.wait), engine._loop)
+        try:
+            first = pool.submit(ask, client)
+            eventually(lambda: engine.model.images._maps == 1)
+            answer = ask(client)
+            refused(answer, 503, "1 similarity maps are being worked on")
+            assert answer.headers["Retry-After"]
+        finally:
+            gate.set()
+        assert busy.result(20)
+        assert first.result(60).is_success
+        assert ask(client).is_success
 
 
 def noise(seed: int) -> npt.NDArray[np.float32]:
