@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mimodel.artifact import Artifact, ArtifactSpec, save_artifact
-from mimodel.methods.infomax import SharedStage
+from mimodel.artifact import Artifact, ArtifactSpec, Networks, save_artifact
 from mimodel.networks import EncoderSpec
 from mimodel.normalisation import Normalisation
 
@@ -16,7 +15,6 @@ BANDS = ("B04", "B03", "B02", "B08")
 def artifact_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Table 8, untrained: the weights do not change the work."""
     spec = EncoderSpec.for_images(4)
-    networks = SharedStage(spec, alpha=0.5, beta=1.0, gamma=0.1, switched=True)
     described = ArtifactSpec(
         name="untrained",
         encoder=spec,
@@ -26,7 +24,7 @@ def artifact_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         beta=1.0,
     )
     folder: Path = tmp_path_factory.mktemp("artifact") / "artifact"
-    save_artifact(folder, described, networks.state_dict(), "# Untrained\n")
+    save_artifact(folder, described, Networks(described).state_dict(), "# Untrained\n")
     return folder
 
 
