@@ -8,21 +8,31 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from s2pairs import cube as cubes
-from s2pairs import ledger
 from s2pairs.clearness import clear_shares
 from s2pairs.errors import CubeError, S2PairsError, SceneError, SourceError
 from s2pairs.filling import Fill, Scenes, fill, tasks
+from s2pairs.ledger import Ledger
 from s2pairs.lock import held
-from s2pairs.patches import SPLITS, PatchTable, Region, choose_patches, draw_regions
+from s2pairs.patches import (
+    SPLITS,
+    PatchTable,
+    Region,
+    check_region_size,
+    choose_patches,
+    draw_regions,
+)
 from s2pairs.plan import Plan
 from s2pairs.running import Progress, Scheduler, Threads, Workers, run_all
 from s2pairs.scenes import (
     Catalogue,
     Grid,
+    LeftOut,
     Listing,
     Scene,
+    Wanted,
     choose_dates,
     choose_dates_by_region,
     naming,
@@ -32,6 +42,8 @@ from s2pairs.storage import Place, store_at
 from s2pairs.tiles import TileId
 
 Choice = Literal["tile", "region"]
+Had = Mapping[str, Mapping[int, npt.NDArray[np.datetime64]]]
+"""By tile and region, when the looks were acquired that a cube has already."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,13 @@ class Request:
     def __post_init__(self) -> None:
         if self.start and self.end and self.end <= self.start:
             raise S2PairsError(f"the period ends before it starts: {self.start} to {self.end}")
+        check_region_size(self.region_size)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What dates are chosen from; by region the cloud of a whole product says nothing."""
+        clouds = 100.0 if self.choice == "region" else self.max_cloud
+        return Wanted(clouds, self.start, self.end)
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> "Request":
@@ -114,8 +133,9 @@ def build(
     with held(out):
         listings = choose(request, catalogue)
         planned = plan(request, listings)
-        todo = tasks(store_at(out), planned, scenes_of(listings), catalogue)
-        stood = make(out, planned, todo, workers, progress)
+        stands = cubes.begun(out, planned)
+        todo = tasks(store_at(out), stands, scenes_of(listings), catalogue)
+        stood = make(out, stands, todo, workers, progress)
     return Report(
         path=out,
         patches=len(planned.table),
@@ -132,13 +152,8 @@ def build(
 def make(
     out: Place, planned: Plan, todo: Sequence[Fill], workers: int | Workers, progress: Progress
 ) -> int:
-    """Create the cube or go on with it; returns how many shards stood. The caller holds it."""
-    store = store_at(out)
-    if store.exists():
-        cubes.same_plan(out, planned)
-    else:
-        cubes.create(out, planned)
-    store.sweep()
+    """Go on with a cube that was begun; returns how many shards stood. The caller holds it."""
+    store_at(out).sweep()
     runner = Threads(workers) if isinstance(workers, int) else workers
     try:
         stood = sum(run_all(fill, todo, runner, progress))
@@ -149,16 +164,26 @@ def make(
             tile=error.tile,
             product=error.product,
         ) from error
+    _check_ours(out, planned)
     if isinstance(runner, Scheduler):
-        _check_seen(out, planned.shards)
+        _check_seen(out, planned)
     return stood
 
 
-def _check_seen(out: Place, shards: int) -> None:
-    rows = ledger.recorded_digests(store_at(out), range(shards))
+def _check_ours(out: Place, planned: Plan) -> None:
+    """Where no lock holds, another build may have begun here at the same moment."""
+    if cubes.open_any(out).plan_digest != planned.digest:
+        raise CubeError(
+            f"another build, of other products or parameters, has put its cube at {out} while this "
+            "one ran; give one of them another --out, and run the other again"
+        )
+
+
+def _check_seen(out: Place, planned: Plan) -> None:
+    rows = Ledger(store_at(out), planned.digest).digests(range(planned.shards))
     if not all(map(any, rows)):
         raise CubeError(
-            f"the cluster's workers are done, and {sum(map(any, rows))} of {shards} shards "
+            f"the cluster's workers are done, and {sum(map(any, rows))} of {planned.shards} shards "
             f"are at {out}: they see another place by that name. Use a path that all machines "
             "share, or a URL such as s3://bucket/cube.zarr"
         )
@@ -183,29 +208,72 @@ def _remarks(request: Request, table: PatchTable) -> tuple[str, ...]:
     )
 
 
-def choose(request: Request, catalogue: Catalogue) -> dict[TileId, Listing]:
-    """The scenes of each tile, and what is left out of each."""
-    return {tile: _choose_of_tile(tile, request, catalogue) for tile in request.tiles}
+def choose(request: Request, catalogue: Catalogue, had: Had | None = None) -> dict[TileId, Listing]:
+    """The scenes of each tile, and what is left out of each.
+
+    With `had` they are for its regions alone, and of none a scene of a day or a datatake that it
+    has there.
+    """
+    return {
+        tile: _choose_of_tile(tile, request, catalogue, (had or {}).get(tile.name, {}))
+        for tile in request.tiles
+    }
 
 
-def _choose_of_tile(tile: TileId, request: Request, catalogue: Catalogue) -> Listing:
-    listing = catalogue.scenes(tile)
+def _choose_of_tile(
+    tile: TileId,
+    request: Request,
+    catalogue: Catalogue,
+    had: Mapping[int, npt.NDArray[np.datetime64]],
+) -> Listing:
+    listing = _without_had(catalogue.scenes(tile), had)
     count, max_cloud = request.dates, request.max_cloud
     start, end = request.start, request.end
     if request.choice == "tile" or not listing.scenes:
         return choose_dates(tile, listing, count=count, max_cloud=max_cloud, start=start, end=end)
     grid = _one_grid(tile, listing.scenes)
-    regions = draw_regions(tile, grid, request.region_size, request.seed)
+    drawn = draw_regions(tile, grid, request.region_size, request.seed)
+    regions = [region for region in drawn if not had or region.number in had]
+
+    def clear(scene: Scene) -> list[float]:
+        shares = _clear_shares(catalogue, scene, regions, request.bands)
+        return [
+            -1.0 if region.number in had and _is_had(scene, had[region.number]) else share
+            for region, share in zip(regions, shares, strict=True)
+        ]
+
     return choose_dates_by_region(
         tile,
         listing,
         [region.number for region in regions],
-        lambda scene: _clear_shares(catalogue, scene, regions, request.bands),
+        clear,
         count=count,
         max_cloud=max_cloud,
         start=start,
         end=end,
     )
+
+
+def _without_had(listing: Listing, had: Mapping[int, npt.NDArray[np.datetime64]]) -> Listing:
+    """Without the scenes that no region lacks."""
+    there = [bool(had) and all(_is_had(s, times) for times in had.values()) for s in listing.scenes]
+    left_out = [
+        LeftOut(scene.product, "its day is in the cube")
+        for scene, known in zip(listing.scenes, there, strict=True)
+        if known
+    ]
+    kept = (scene for scene, known in zip(listing.scenes, there, strict=True) if not known)
+    return Listing(tuple(kept), (*listing.left_out, *left_out))
+
+
+def _is_had(scene: Scene, times: npt.NDArray[np.datetime64]) -> bool:
+    """Whether one of the looks is of the same datatake or of another pass of that day.
+
+    Sources give a datatake's moment differently by up to some minutes, maybe across midnight.
+    """
+    acquired = np.datetime64(scene.acquired.replace(tzinfo=None), "ms")
+    same_day = times.astype("datetime64[D]") == acquired.astype("datetime64[D]")
+    return bool((same_day | (np.abs(times - acquired) < np.timedelta64(12, "h"))).any())
 
 
 def _clear_shares(

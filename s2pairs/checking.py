@@ -1,24 +1,24 @@
 """Reading a cube back against its ledger, and mending what is missing or damaged."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC
 
 import numpy as np
+import numpy.typing as npt
 
-from s2pairs import group, ledger
+from s2pairs import group
 from s2pairs.cube import AGAIN, CHANGED, Cube, open_any, open_unchanged, plan_of
 from s2pairs.errors import S2PairsError
 from s2pairs.filling import Fill, Scenes, fill, tasks
 from s2pairs.lock import held
 from s2pairs.running import Progress, Threads, Workers, run_all
-from s2pairs.scenes import Catalogue
+from s2pairs.scenes import Catalogue, Source, Wanted
 from s2pairs.storage import Place, Store, store_at
 from s2pairs.tiles import TileId
 
 _READERS = 4
-
-Source = Callable[[tuple[str, ...]], Catalogue]
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,19 @@ def check(path: Place) -> Iterator[tuple[Damage | None, int, int]]:
     store = cube.store
     changed = _damage_of_plan(store)
     yield Damage(None, f"{changed}; {_advice(path)}") if changed else None, 1, total
-    with ThreadPoolExecutor(max(_READERS, store.lanes)) as pool:
-        found = pool.map(lambda shard: ledger.damage(store, shard), range(cube.shards))
-        for shard, what in enumerate(found):
-            damage = Damage(shard, f"{what}; {AGAIN}, or {_advice(path)}") if what else None
-            yield damage, shard + 2, total
+    for shard, what in _damage_of_shards(cube):
+        damage = Damage(shard, f"{what}; {AGAIN}, or {_advice(path)}") if what else None
+        yield damage, shard + 2, total
 
 
 def _advice(path: Place) -> str:
     return f"s2pairs check {path} --repair SOURCE mends it"
+
+
+def _damage_of_shards(cube: Cube) -> Iterator[tuple[int, str | None]]:
+    ledger = cube.ledger
+    with ThreadPoolExecutor(max(_READERS, cube.store.lanes)) as pool:
+        yield from enumerate(pool.map(ledger.damage, range(cube.shards)))
 
 
 def _damage_of_plan(store: Store) -> str | None:
@@ -77,8 +81,8 @@ def _damage_of_plan(store: Store) -> str | None:
 def repair(path: Place, source: Source, *, workers: int | Workers, progress: Progress) -> Repaired:
     """Put changed coordinates back from their copy, and rebuild missing and damaged shards.
 
-    `source` opens the catalogue for the cube's bands. Products are found there by name, so what
-    was merged or appended is mended alike. Each rebuilt shard must have the bytes that the ledger
+    `source` opens the catalogue. Products are found there by name, so what was merged or appended
+    is mended alike. Each rebuilt shard must have the bytes that the ledger
     has of it; where the ledger's own row is lost, it is written anew. What needs a product that is
     not there, or that gives other pixels than it gave, remains and is told. `progress` counts
     shards read, then shards rebuilt.
@@ -89,7 +93,7 @@ def repair(path: Place, source: Source, *, workers: int | Workers, progress: Pro
         put_back = _mend_plan(store)
         cube = open_unchanged(path)
         broken = _broken_shards(cube, progress)
-        remaining = _rebuild(cube, broken, source(cube.bands), workers, progress) if broken else []
+        remaining = _rebuild(cube, broken, source, workers, progress) if broken else []
     return Repaired(cube.shards, len(broken) - len(remaining), put_back, tuple(remaining))
 
 
@@ -108,25 +112,24 @@ def _mend_plan(store: Store) -> tuple[str, ...]:
 
 
 def _broken_shards(cube: Cube, progress: Progress) -> list[int]:
-    store = cube.store
     broken = []
-    with ThreadPoolExecutor(max(_READERS, store.lanes)) as pool:
-        found = pool.map(lambda shard: ledger.damage(store, shard), range(cube.shards))
-        for shard, what in enumerate(found):
-            broken += [shard] if what else []
-            progress(shard + 1, cube.shards)
+    for shard, what in _damage_of_shards(cube):
+        broken += [shard] if what else []
+        progress(shard + 1, cube.shards)
     return broken
 
 
 def _rebuild(
     cube: Cube,
     broken: Sequence[int],
-    catalogue: Catalogue,
+    source: Source,
     workers: int | Workers,
     progress: Progress,
 ) -> list[str]:
     """Rebuild shards; returns what remains, one sentence a shard."""
-    scenes = _scenes(cube, broken, catalogue)
+    rows = np.isin(np.arange(len(cube)) // cube.shard_patches, broken)
+    catalogue = source(cube.bands, _wanted(cube, rows))
+    scenes = _scenes(np.unique(cube.tile[rows]).tolist(), catalogue)
     todo = tasks(cube.store, plan_of(cube), scenes, catalogue, shards=broken, binding=True)
     runner = Threads(workers) if isinstance(workers, int) else workers
     return [reason for reasons in run_all(_mend, todo, runner, progress) for reason in reasons]
@@ -143,12 +146,19 @@ def _mend(task: Fill) -> list[str]:
     return []
 
 
-def _scenes(cube: Cube, broken: Sequence[int], catalogue: Catalogue) -> Scenes:
-    """What the catalogue has of the tiles in these shards, by tile and product."""
-    rows = np.isin(np.arange(len(cube)) // cube.shard_patches, broken)
-    names = np.unique(cube.tile[rows]).tolist()
+def _wanted(cube: Cube, rows: npt.NDArray[np.bool_]) -> Wanted:
+    """The period of these patches' looks, with a day before and behind."""
+    # sources may take a datatake's first moment or a granule's own
+    first, last = cube.acquired[rows].min(), cube.acquired[rows].max()
+    day = np.timedelta64(1, "D")
+    start, end = (each.item().replace(tzinfo=UTC) for each in (first - day, last + day))
+    return Wanted(100.0, start, end)
+
+
+def _scenes(tiles: Sequence[str], catalogue: Catalogue) -> Scenes:
+    """What the catalogue has of these tiles, by tile and product."""
     return {
         (name, scene.product): scene
-        for name in names
+        for name in tiles
         for scene in catalogue.scenes(TileId.parse(name)).scenes
     }

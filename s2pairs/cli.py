@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from s2pairs.build import Request
     from s2pairs.growing import Grown
     from s2pairs.running import Workers
-    from s2pairs.scenes import Catalogue
+    from s2pairs.scenes import Catalogue, Source, Wanted
 
 app = typer.Typer(
     add_completion=False,
@@ -46,7 +46,9 @@ CubePath = Annotated[
 CubeOut = Annotated[
     str, typer.Option(help="The cube to make, or to go on making: a path or a URL (s3://).")
 ]
-Source = Annotated[str, typer.Option(help=f"Where scenes are: {EXPECTED}. See docs/sources.md.")]
+SourceWord = Annotated[
+    str, typer.Option(help=f"Where scenes are: {EXPECTED}. See docs/sources.md.")
+]
 Hosts = Annotated[
     list[str] | None,
     typer.Option(help="Also read from this host, name[:port] or s3://bucket, as often as needed."),
@@ -84,6 +86,8 @@ _EXTRAS = {
     **dict.fromkeys(("pystac_client", "requests", "sentinelhub", "urllib3"), "sources"),
 }
 """Where a package comes from, if not from the extra of the command."""
+_SAID = (S2PairsError, OSError, ModuleNotFoundError)
+"""What becomes one sentence and exit code 2; anything else is a fault of ours, and code 1."""
 
 
 @app.command(epilog=_SIMULATE_EXAMPLE)
@@ -134,7 +138,7 @@ def simulate(
 def build(
     *,
     tiles: Tiles,
-    source: Source,
+    source: SourceWord,
     out: CubeOut,
     dates: Annotated[int, typer.Option(min=1, help="Dates a tile, regular in time.")] = 12,
     max_cloud: Annotated[float, typer.Option(help="Most cloud of a product, percent.")] = 2.0,
@@ -172,7 +176,6 @@ def build(
     with _one_sentence(on_interrupt="the same command resumes it"), _reported(written, out) as told:
         from s2pairs.build import Request
         from s2pairs.build import build as run
-        from s2pairs.scenes import Wanted
 
         request = Request(
             tiles=tuple(read_tiles(tiles)),
@@ -186,11 +189,10 @@ def build(
             seed=seed,
             choice=choice.value,
         )
-        clouds = 100.0 if choice is Choice.REGION else request.max_cloud
         catalogue = open_source(
             source,
             request.bands,
-            wanted=None if plan else Wanted(clouds, request.start, request.end),
+            wanted=None if plan else request.wanted,
             hosts=tuple(allow_host or ()),
         )
         if plan:
@@ -223,7 +225,7 @@ def _beside(out: str) -> Path:
 def append(
     cube: CubePath,
     *,
-    source: Source,
+    source: SourceWord,
     tiles: Annotated[Path | None, typer.Option(help="Further tiles, one id a line.")] = None,
     dates: Annotated[int | None, typer.Option(min=1, help="So many further dates.")] = None,
     start: Day = None,
@@ -240,9 +242,7 @@ def append(
     The old cube stands until the new one is whole. An interrupted command resumes.
     """
     with _one_sentence(on_interrupt="the cube is as it was; the same command resumes"):
-        from s2pairs.cube import open_any
         from s2pairs.growing import append_dates, append_tiles
-        from s2pairs.scenes import Wanted
 
         if (tiles is None) == (dates is None):
             raise S2PairsError("expected --tiles or --dates, one of them; for both run it twice")
@@ -251,19 +251,14 @@ def append(
                 "--start and --end go with --dates; tiles take the cube's own period"
             )
         period = (start.replace(tzinfo=UTC) if start else None, _day_after(end) if end else None)
-        catalogue = open_source(
-            source,
-            open_any(cube).bands,
-            wanted=Wanted(100.0, *period),
-            hosts=tuple(allow_host or ()),
-        )
+        opened = _source(source, allow_host)
         runner = _workers(workers, scheduler)
         with _progress("shards") as progress:
             grown = (
                 append_tiles(
                     cube,
                     read_tiles(tiles),
-                    catalogue,
+                    opened,
                     out or cube,
                     workers=runner,
                     progress=progress,
@@ -273,7 +268,7 @@ def append(
                     cube,
                     dates or 0,
                     *period,
-                    catalogue,
+                    opened,
                     out or cube,
                     workers=runner,
                     progress=progress,
@@ -299,6 +294,15 @@ def merge(
         with _progress("shards") as progress:
             grown = run(cubes, out, workers=_workers(workers, scheduler), progress=progress)
         typer.echo(_told(grown, "patches"))
+
+
+def _source(source: str, hosts: list[str] | None) -> "Source":
+    """A source that is opened when it is known for what."""
+
+    def opened(bands: Sequence[str], wanted: "Wanted") -> "Catalogue":
+        return open_source(source, bands, wanted=wanted, hosts=tuple(hosts or ()))
+
+    return opened
 
 
 def _told(grown: "Grown", what: str) -> str:
@@ -347,7 +351,7 @@ def check(
     """Read a whole cube and compare it with its ledger; exit code 2 if anything differs."""
     with _one_sentence(on_interrupt="what is mended stays; the same command goes on"):
         if repair is not None:
-            _repair(cube, repair, _workers(workers, scheduler), tuple(allow_host or ()))
+            _repair(cube, _source(repair, allow_host), _workers(workers, scheduler))
         else:
             _check(cube)
 
@@ -366,17 +370,11 @@ def _check(cube: str) -> None:
     typer.echo(f"{cube}: all {total} parts are as they were built")
 
 
-def _repair(cube: str, source: str, workers: "int | Workers", hosts: tuple[str, ...]) -> None:
+def _repair(cube: str, source: "Source", workers: "int | Workers") -> None:
     from s2pairs.checking import repair as mend
-    from s2pairs.scenes import Wanted
 
     with _progress("shards") as progress:
-        done = mend(
-            cube,
-            lambda bands: open_source(source, bands, wanted=Wanted(100.0, None, None), hosts=hosts),
-            workers=workers,
-            progress=progress,
-        )
+        done = mend(cube, source, workers=workers, progress=progress)
     mended = [f"put back {what}" for what in done.put_back]
     mended += [f"rebuilt {done.rebuilt} of {done.shards} shards"] if done.rebuilt else []
     typer.echo(f"{cube}: {'; '.join(mended) or 'nothing was damaged'}")
@@ -453,7 +451,8 @@ def _reported(file: Path | None, out: str) -> Iterator[dict[str, Any]]:
         raise
     except BaseException as error:
         about = {name: getattr(error, name, "") for name in ("tile", "product")}
-        told.update(outcome="failed", exit_code=2)
+        code = 2 if isinstance(error, _SAID) else 1
+        told.update(outcome="failed", exit_code=code)
         told["error"] = {"kind": type(error).__name__, "message": str(error), **about}
         raise
     finally:

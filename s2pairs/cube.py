@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from s2pairs import group, ledger, shards
+from s2pairs import group, shards
 from s2pairs.errors import CubeError
+from s2pairs.ledger import Ledger, read_measure, shard_key
 from s2pairs.masks import Flags
 from s2pairs.patches import PATCH_PX, PatchTable
 from s2pairs.plan import FILES, MEASURES, Plan, group_attributes
@@ -122,9 +123,7 @@ class Cube:
     def measures(self) -> Mapping[str, npt.NDArray[np.float32]]:
         """What is told of each patch at each date (patch, date), by the names of `MEASURES`."""
         every = range(self.shards)
-        parts = {
-            name: ledger.read_measure(self.store, name, every, self.layout) for name in MEASURES
-        }
+        parts = {name: read_measure(self.store, name, every, self.layout) for name in MEASURES}
         return {name: part.reshape(-1, self.dates)[: len(self)] for name, part in parts.items()}
 
     @property
@@ -134,7 +133,7 @@ class Cube:
     @cached_property
     def digest(self) -> str:
         """One SHA-256 for the whole cube, from its plan and its ledger, in hexadecimal."""
-        rows = b"".join(ledger.recorded_digests(self.store, range(self.shards)))
+        rows = b"".join(self.ledger.digests(range(self.shards)))
         return hashlib.sha256(self.plan_digest.encode() + rows).hexdigest()
 
     def read(self, patches: npt.ArrayLike) -> Pixels:
@@ -169,6 +168,11 @@ class Cube:
     @cached_property
     def store(self) -> Store:
         return store_at(self.path)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Which of its shards stand."""
+        return Ledger(self.store, self.plan_digest)
 
     def __reduce__(self) -> tuple[Callable[[Place], "Cube"], tuple[Place]]:
         # another process opens it anew
@@ -216,7 +220,7 @@ class Cube:
         out: Values,
     ) -> None:
         shard = int(patches[rows[0]]) // self.shard_patches
-        key = ledger.shard_key(shard, name)
+        key = shard_key(shard, name)
         inside = patches[rows] - shard * self.shard_patches
         places = zip(inside.tolist(), dates[rows].tolist(), strict=True)
         try:
@@ -233,7 +237,7 @@ class Cube:
 
         @lru_cache(maxsize=_KNOWN_INDICES)
         def index(name: str, shard: int) -> Index:
-            key = ledger.shard_key(shard, name)
+            key = shard_key(shard, name)
             return shards.read_index(self.store, key, self._layout(name))
 
         return index
@@ -247,14 +251,14 @@ def open_cube(path: Place) -> Cube:
     Whether the bytes of the shards are right is what `check` says.
     """
     cube = open_unchanged(path)
-    built = sum(map(any, ledger.recorded_digests(cube.store, range(cube.shards))))
+    built = sum(map(any, cube.ledger.digests(range(cube.shards))))
     if built < cube.shards:
         raise CubeError(f"{path} is unfinished: {built} of {cube.shards} shards are built; {AGAIN}")
     there = cube.store.sizes()
     missing = [
         shard
         for shard in range(cube.shards)
-        if not all(ledger.shard_key(shard, name) in there for name in FILES)
+        if not all(shard_key(shard, name) in there for name in FILES)
     ]
     if missing:
         few = ", ".join(map(str, missing[:5]))
@@ -291,6 +295,18 @@ def open_any(path: Place) -> Cube:
         ) from error
 
 
+def begun(path: Place, plan: Plan) -> Plan:
+    """Create the cube or find it begun; the plan as it stands there.
+
+    That differs from `plan` at most in the products that were left out: what came to a source
+    since and is not chosen is no reason to begin again. `CubeError` for anything else there.
+    """
+    if store_at(path).exists():
+        return same_plan(path, plan)
+    create(path, plan)
+    return plan
+
+
 def create(path: Place, plan: Plan) -> None:
     """Write an empty cube: everything but the pixels. It appears at `path` whole or not at all."""
     store = store_at(path)
@@ -304,7 +320,7 @@ def create(path: Place, plan: Plan) -> None:
         shutil.rmtree(new, ignore_errors=True)
         new.parent.mkdir(parents=True, exist_ok=True)
         group.write_group(new, plan)
-        store.create(new)
+        store.create(new, first=group.COPY)
     except OSError as error:
         raise CubeError(f"cannot create {path}: {error.strerror}") from error
     finally:
@@ -328,8 +344,8 @@ def plan_of(cube: Cube) -> Plan:
     return replace(plan, attributes=further)
 
 
-def same_plan(path: Place, plan: Plan) -> None:
-    """`CubeError` unless the cube at `path` was begun with this very plan; says what differs."""
+def same_plan(path: Place, plan: Plan) -> Plan:
+    """The plan of the cube at `path`; `CubeError` that says what differs if it is not as this."""
     cube = open_unchanged(path)
     asked = json.loads(json.dumps(dict(plan.parameters)))
     differing = [
@@ -342,13 +358,15 @@ def same_plan(path: Place, plan: Plan) -> None:
             f"{path} was begun with other parameters: {'; '.join(differing)}; "
             "use the same ones or another --out"
         )
-    if cube.plan_digest != plan.digest:
+    stands = plan_of(cube)
+    if not stands.holds_the_same(plan):
         before, now = set(cube.product.ravel().tolist()), set(plan.product.ravel().tolist())
         products = ", ".join(sorted(before ^ now)[:3]) or "their list or this program's version"
         raise CubeError(
             f"{path} was begun from other products; what differs: {products}; "
             "restore the source or use another --out"
         )
+    return stands
 
 
 def _places(

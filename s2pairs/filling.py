@@ -7,16 +7,16 @@ from functools import lru_cache, partial
 import numpy as np
 import numpy.typing as npt
 
-from s2pairs import ledger
 from s2pairs.bands import stored_from_dn
 from s2pairs.cube import Cube, open_cube
-from s2pairs.errors import SceneError
+from s2pairs.errors import CubeError, SceneError
+from s2pairs.ledger import Ledger, digest, encoded
 from s2pairs.masks import Flags, complete
 from s2pairs.patches import PATCH_PX, PatchTable
 from s2pairs.plan import Plan
 from s2pairs.scenes import Catalogue, PixelWindow, Scene, naming
 from s2pairs.shards import Pixels, ShardLayout, Values
-from s2pairs.storage import Place, Store, store_at
+from s2pairs.storage import Place, Store
 
 TASK_BYTES = 100 * 2**20
 """Pixels that one task holds in memory; with 4 bands and 12 dates, 4 shards."""
@@ -33,7 +33,8 @@ class Origins:
     -1 where a look comes from a product.
     """
 
-    cubes: tuple[Place, ...]
+    cubes: tuple[tuple[Place, str], ...]
+    """Where each lies and the digest of its plan, since another may be put there."""
     cube: Integers
     """(patch,)"""
     row: Integers
@@ -59,12 +60,11 @@ class Origins:
             date=np.concatenate([self.date, other.date]),
         )
 
-    def shard_of(self, layout: ShardLayout) -> tuple[Place, int] | None:
+    def shard_of(self, layout: ShardLayout) -> tuple[Cube, int] | None:
         """The shard of another cube that is this one, patch for patch and date for date."""
         if not len(self.cube) or self.cube[0] < 0 or (self.cube != self.cube[0]).any():
             return None
-        place = self.cubes[self.cube[0]]
-        cube, first = opened(place), int(self.row[0])
+        cube, first = opened(*self.cubes[self.cube[0]]), int(self.row[0])
         held = min(layout.patches, len(cube) - first)
         as_is = (
             cube.dates == layout.dates
@@ -74,13 +74,16 @@ class Origins:
             and (self.row == np.arange(first, first + held)).all()
             and (self.date == np.arange(cube.dates)).all()
         )
-        return (place, first // layout.patches) if as_is else None
+        return (cube, first // layout.patches) if as_is else None
 
 
 @lru_cache(maxsize=16)
-def opened(place: Place) -> Cube:
+def opened(place: Place, plan_digest: str) -> Cube:
     """A finished cube that looks are copied from, opened once a process."""
-    return open_cube(place)
+    cube = open_cube(place)
+    if cube.plan_digest != plan_digest:
+        raise CubeError(f"{place} was replaced by another cube meanwhile; run the command again")
+    return cube
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Fill:
     It can be sent to another process. Doing it twice, or in two places at a time, does no harm.
     """
 
-    store: Store
+    ledger: Ledger
     layout: ShardLayout
     bands: tuple[str, ...]
     shards: tuple[int, ...]
@@ -116,7 +119,7 @@ class Fill:
         """Some of the shards alone."""
         rows = np.concatenate([self.rows(number) for number in numbers])
         return Fill(
-            store=self.store,
+            ledger=self.ledger,
             layout=self.layout,
             bands=self.bands,
             shards=tuple(self.shards[number] for number in numbers),
@@ -149,7 +152,7 @@ def tasks(
     origins = origins or Origins.none(len(plan.table), layout.dates)
     return [
         _task(
-            store,
+            Ledger(store, plan.digest),
             plan,
             origins,
             scenes,
@@ -162,7 +165,7 @@ def tasks(
 
 
 def _task(
-    store: Store,
+    ledger: Ledger,
     plan: Plan,
     origins: Origins,
     scenes: Scenes,
@@ -181,7 +184,7 @@ def _task(
         for name in names
     }
     return Fill(
-        store=store,
+        ledger=ledger,
         layout=plan.layout,
         bands=plan.bands,
         shards=shards,
@@ -196,16 +199,14 @@ def _task(
 
 def fill(task: Fill) -> int:
     """Write the shards that do not stand yet; returns how many stood."""
-    missing = [
-        number for number, shard in enumerate(task.shards) if not ledger.is_built(task.store, shard)
-    ]
+    missing = [number for number, shard in enumerate(task.shards) if not task.ledger.stands(shard)]
     to_make = [number for number in missing if not _adopted(task, number)]
     if to_make:
         rest = task.take(to_make)
         pixels, masks = read_looks(rest)
         for number, shard in enumerate(rest.shards):
-            rows = rest.rows(number)
-            _write(rest, shard, ledger.encoded(rest.layout, pixels[rows], masks[rows]))
+            rows = slice(number * rest.layout.patches, (number + 1) * rest.layout.patches)
+            _write(rest, shard, encoded(rest.layout, pixels[rows], masks[rows]))
     return len(task.shards) - len(missing)
 
 
@@ -214,24 +215,24 @@ def _adopted(task: Fill, number: int) -> bool:
     same = task.origins.take(task.rows(number)).shard_of(task.layout)
     if same is None:
         return False
-    place, shard = same
+    cube, shard = same
     # a damaged one is not spread; reading it then says what is wrong
-    if not ledger.is_built(place, shard):
+    if not cube.ledger.stands(shard):
         return False
-    ledger.adopt_shard(task.store, task.shards[number], store_at(place), shard)
+    task.ledger.adopt(task.shards[number], cube.ledger, shard)
     return True
 
 
 def _write(task: Fill, shard: int, files: Mapping[str, bytes]) -> None:
-    (recorded,) = ledger.recorded_digests(task.store, [shard])
-    if task.binding and any(recorded) and ledger.digest(files) != recorded:
+    (recorded,) = task.ledger.digests([shard])
+    if task.binding and any(recorded) and digest(files) != recorded:
         products = ", ".join(sorted({product for _, product in task.scenes})[:3])
         raise SceneError(
-            f"shard {shard} of {task.store.place} comes out otherwise than it was built; its "
-            f"products ({products} …) or this program have changed since, and nothing was "
+            f"shard {shard} of {task.ledger.store.place} comes out otherwise than it was built; "
+            f"its products ({products} …) or this program have changed since, and nothing was "
             "overwritten. Bring the products back, or build a new cube"
         )
-    ledger.write_encoded(task.store, shard, files)
+    task.ledger.write(shard, files)
 
 
 def read_looks(task: Fill) -> tuple[Pixels, Flags]:
@@ -247,10 +248,10 @@ def read_looks(task: Fill) -> tuple[Pixels, Flags]:
 
 def _copy_looks(task: Fill, pixels: Pixels, masks: Flags) -> None:
     origins = task.origins
-    for number, place in enumerate(origins.cubes):
+    for number, origin in enumerate(origins.cubes):
         rows, dates = np.nonzero((origins.cube == number)[:, None] & (origins.date >= 0))
         if len(rows):
-            cube = opened(place)
+            cube = opened(*origin)
             there = origins.row[rows], origins.date[rows, dates]
             pixels[rows, dates] = cube.read_looks(*there)
             masks[rows, dates] = cube.read_look_masks(*there)
@@ -262,7 +263,7 @@ def _scene(task: Fill, tile: str, product: str) -> Scene:
     except KeyError:
         raise SceneError(
             f"{product} of tile {tile} is not in the source; shard {task.shards[0]} of "
-            f"{task.store.place} needs it"
+            f"{task.ledger.store.place} needs it"
         ) from None
 
 

@@ -6,8 +6,9 @@ put back.
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,6 +38,8 @@ from s2pairs.storage import LocalStore, Place, Store
 COPY = "shard_sha256/plan.zip"
 """Where the copy is: in the folder of an array, which Zarr asks for chunks by name alone."""
 _LONGEST_CHUNK = 65_536
+_FILLED = (*COORDINATES, "band")
+_ARRAYS = (*_FILLED, *FILES, "shard_sha256")
 
 
 @dataclass(frozen=True)
@@ -128,13 +131,11 @@ def holds(place: Place) -> bool:
         )
         attributes = dict(group.attrs)
         expected = attributes.pop("plan_sha256")
-        found = [_described(group[name]) for name in sorted(group.array_keys())]
+        found = [_described(group[name]) for name in sorted(_ARRAYS)]
         if found != [_described(copy[name]) for name in sorted(copy.array_keys())]:
             return False
         filled = [
-            replace(array, values=_values(group, array.name))
-            if array.name in {*COORDINATES, "band"}
-            else array
+            replace(array, values=_values(group, array.name)) if array.name in _FILLED else array
             for array in found
         ]
         return content_digest(attributes, filled) == expected
@@ -145,13 +146,28 @@ def holds(place: Place) -> bool:
 def copy_of(store: Store) -> bytes:
     """The copy of all that is written with the plan; the same bytes for the same files."""
     packed = io.BytesIO()
+    keys = sorted(_keys(store))
     with zipfile.ZipFile(packed, "w") as archive:
-        for key in sorted(store.sizes()):
-            if _is_of_the_plan(key):
+        for key, data in zip(keys, store.read_many(keys), strict=True):
+            if data is not None:  # zarr writes no chunk that is all fill value
                 entry = zipfile.ZipInfo(key)  # of 1980
                 entry.create_system = 3
-                archive.writestr(entry, store.read(key))
+                archive.writestr(entry, data)
     return packed.getvalue()
+
+
+def _keys(store: Store) -> Iterator[str]:
+    """The files that are written with the plan; whatever else lies there is none of ours."""
+    group = _open(store.place)
+    yield "zarr.json"
+    for name in _ARRAYS:
+        yield f"{name}/zarr.json"
+    for name in _FILLED:
+        chunks = (
+            range(-(-size // part))
+            for size, part in zip(group[name].shape, group[name].chunks, strict=True)
+        )
+        yield from ("/".join([name, "c", *map(str, place)]) for place in product(*chunks))
 
 
 def put_back(store: Store) -> None:
@@ -162,25 +178,21 @@ def put_back(store: Store) -> None:
     )
     try:
         archive = zipfile.ZipFile(io.BytesIO(store.read(COPY)))
-        files = {key: archive.read(key) for key in archive.namelist() if _is_of_the_plan(key)}
+        packed = {key: archive.read(key) for key in archive.namelist() if ".." not in key}
     except (FileNotFoundError, zipfile.BadZipFile, zipfile.LargeZipFile, ValueError) as error:
         raise CubeError(lost) from error
     with TemporaryDirectory() as folder:
-        for key, data in files.items():
+        for key, data in packed.items():
             path = Path(folder, *key.split("/"))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         if not holds(Path(folder)):
             raise CubeError(lost)
+        files = {key: packed[key] for key in _keys(LocalStore(Path(folder))) if key in packed}
     # last the one by which a cube is known
     for key in sorted(files, key=lambda key: key == "zarr.json"):
         if store.read_many([key]) != [files[key]]:
             store.write(key, files[key])
-
-
-def _is_of_the_plan(key: str) -> bool:
-    array, _, name = key.partition("/")
-    return ".." not in key and (array not in {*FILES, "shard_sha256"} or name == "zarr.json")
 
 
 def _create_filled(group: Any, array: Array, values: npt.NDArray[Any]) -> None:

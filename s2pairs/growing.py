@@ -5,30 +5,27 @@ over as they are (linked, on one file system); of the others, looks that an old 
 and the rest is read from the products.
 """
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from s2pairs.build import Request, choose, make, plan, plan_of_table, scenes_of
-from s2pairs.cube import Cube, open_cube, plan_of
-from s2pairs.errors import CubeError
-from s2pairs.filling import Origins, Scenes, tasks
+from s2pairs.build import Had, Request, choose, make, plan, plan_of_table, scenes_of
+from s2pairs.cube import Cube, begun, open_cube, same_plan
+from s2pairs.errors import CubeError, SourceError
+from s2pairs.filling import Scenes, tasks
 from s2pairs.lock import held
-from s2pairs.masks import Flags
-from s2pairs.patches import join_tables, without_conflicts
+from s2pairs.patches import PATCH_M
+from s2pairs.pieces import Piece, joined, of_cube, of_products, with_dates
 from s2pairs.plan import Plan
 from s2pairs.running import Progress, Workers
-from s2pairs.scenes import Catalogue, Listing, PixelWindow, Scene
+from s2pairs.scenes import Catalogue, Listing, Source
 from s2pairs.storage import LocalStore, Place, store_at
-from s2pairs.tiles import TileId
+from s2pairs.tiles import PIXEL_SIZE_M, TileId
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Grown:
 def append_tiles(
     path: Place,
     tiles: Sequence[TileId],
-    catalogue: Catalogue,
+    source: Source,
     out: Place,
     *,
     workers: int | Workers,
@@ -59,17 +56,18 @@ def append_tiles(
     Tiles that it has already are passed over. What was there stays as it is, byte for byte, but
     for the last shard, which is filled up.
     """
-    with _becoming(path, out) as place:
+    with _held(path, out):
         cube = open_cube(path)
         new = [tile for tile in tiles if tile.name not in cube.parameters.get("tiles", ())]
         if not new:
             return Grown(path, len(cube), cube.dates, 0, 0, cube.shards)
         request = replace(_request(cube), tiles=tuple(new))
+        catalogue = source(request.bands, request.wanted)
         chosen = choose(request, catalogue)
         more = plan(request, chosen)
         names = [*cube.parameters["tiles"], *(tile.name for tile in new)]
         piece = joined(of_cube(cube), of_products(more), {**cube.parameters, "tiles": names})
-        _make(place, piece, scenes_of(chosen), catalogue, workers, progress)
+        _grow(path, out, piece, scenes_of(chosen), catalogue, workers, progress)
         added = len(piece.plan.table) - len(cube)
         return _grown(out, piece, added, len(more.table) - added)
 
@@ -79,7 +77,7 @@ def append_dates(
     count: int,
     start: datetime | None,
     end: datetime | None,
-    catalogue: Catalogue,
+    source: Source,
     out: Place,
     *,
     workers: int | Workers,
@@ -87,20 +85,26 @@ def append_dates(
 ) -> Grown:
     """A cube with `count` further dates of its patches from [`start`, `end`); `out` may be `path`.
 
-    Chosen as its own were, from what it does not have yet, and put in order of time.
+    Chosen as its own were, from days that it does not have yet, and put in order of time.
     """
-    with _becoming(path, out) as place:
+    with _held(path, out):
         cube = open_cube(path)
         request = replace(_request(cube), dates=count, start=start, end=end)
         asked = {name: request.parameters()[name] for name in ("dates", "start", "end")}
         before = cube.parameters.get("dates_appended", [])
         if asked in before:
             return Grown(path, len(cube), cube.dates, 0, 0, cube.shards)
-        chosen = choose(request, _Without(catalogue, set(cube.product.ravel().tolist())))
+        request = replace(
+            request, tiles=tuple(tile for tile in request.tiles if tile.name in cube.tile)
+        )
+        catalogue = source(request.bands, request.wanted)
+        chosen = choose(request, catalogue, _had(cube))
+        _check_regions(cube, chosen, count)
+        _check_grids(cube, chosen)
         more = plan_of_table(request, chosen, cube.table)
         parameters = {**cube.parameters, "dates_appended": [*before, asked]}
         piece = with_dates(cube, more, parameters)
-        _make(place, piece, scenes_of(chosen), catalogue, workers, progress)
+        _grow(path, out, piece, scenes_of(chosen), catalogue, workers, progress)
         return _grown(out, piece, count, 0)
 
 
@@ -117,26 +121,9 @@ def merge(
         piece = of_cube(cubes[0])
         for cube in cubes[1:]:
             piece = joined(piece, of_cube(cube), parameters)
-        _make(out, piece, {}, None, workers, progress)
+        _fill(out, piece, {}, None, workers, progress)
         kept = len(piece.plan.table)
         return _grown(out, piece, kept - len(cubes[0]), sum(map(len, cubes)) - kept)
-
-
-def _make(
-    place: Place,
-    piece: "Piece",
-    scenes: Scenes,
-    catalogue: Catalogue | None,
-    workers: int | Workers,
-    progress: Progress,
-) -> None:
-    todo = tasks(store_at(place), piece.plan, scenes, catalogue, origins=piece.origins)
-    make(place, piece.plan, todo, workers, progress)
-
-
-def _grown(path: Place, piece: "Piece", added: int, left_out: int) -> Grown:
-    plan = piece.plan
-    return Grown(path, len(plan.table), plan.layout.dates, added, left_out, plan.shards)
 
 
 def _request(cube: Cube) -> Request:
@@ -148,165 +135,145 @@ def _request(cube: Cube) -> Request:
     return Request.of(cube.parameters)
 
 
-@dataclass(frozen=True)
-class _Without:
-    """A catalogue without the products that a cube has."""
+def _had(cube: Cube) -> Had:
+    """When the looks of each region were acquired; those of one region are of the same scenes."""
+    places = zip(cube.tile.tolist(), cube.region.tolist(), cube.acquired, strict=True)
+    had: dict[str, dict[int, np.ndarray]] = {}
+    for tile, region, acquired in places:
+        had.setdefault(tile, {})[region] = acquired
+    return had
 
-    catalogue: Catalogue
-    products: set[str]
 
-    def scenes(self, tile: TileId) -> Listing:
-        listing = self.catalogue.scenes(tile)
-        kept = tuple(scene for scene in listing.scenes if scene.product not in self.products)
-        return Listing(kept, listing.left_out)
+def _check_regions(cube: Cube, chosen: Mapping[TileId, Listing], count: int) -> None:
+    lacking = [
+        f"{region} of {tile}"
+        for tile, listing in chosen.items()
+        if listing.of_region
+        for region in np.unique(cube.region[cube.tile == tile.name]).tolist()
+        if region not in listing.of_region
+    ]
+    if lacking:
+        few = ", ".join(lacking[:5]) + (" …" if len(lacking) > 5 else "")
+        raise SourceError(
+            f"{len(lacking)} regions of {cube.path} have fewer than {count} further days that are "
+            f"clear there: {few}. All patches of a cube have as many dates; ask for fewer --dates, "
+            "or for a longer period from --start to --end"
+        )
 
-    def read(
-        self, scene: Scene, band: str, windows: Sequence[PixelWindow]
-    ) -> list[npt.NDArray[np.uint16]]:
-        return self.catalogue.read(scene, band, windows)
 
-    def masks(self, scene: Scene, windows: Sequence[PixelWindow]) -> list[Flags] | None:
-        return self.catalogue.masks(scene, windows)
+def _check_grids(cube: Cube, chosen: Mapping[TileId, Listing]) -> None:
+    """A source whose images begin elsewhere would give other ground for the same row and column."""
+    for tile, listing in chosen.items():
+        first = int(np.argmax(cube.tile == tile.name))
+        left = cube.x[first] - PATCH_M / 2 - int(cube.col[first]) * PIXEL_SIZE_M
+        top = cube.y[first] + PATCH_M / 2 + int(cube.row[first]) * PIXEL_SIZE_M
+        for scene in listing.scenes:
+            grid = scene.grid
+            if (grid.epsg, grid.left, grid.top) != (cube.epsg[first], left, top):
+                raise SourceError(
+                    f"tile {tile}, product {scene.product}: its pixels begin at ({grid.left:.0f}, "
+                    f"{grid.top:.0f}) of EPSG:{grid.epsg}, those of {cube.path} at ({left:.0f}, "
+                    f"{top:.0f}) of EPSG:{cube.epsg[first]}; take the source of the cube",
+                    tile=tile.name,
+                    product=scene.product,
+                )
+
+
+def _grown(path: Place, piece: Piece, added: int, left_out: int) -> Grown:
+    plan = piece.plan
+    return Grown(path, len(plan.table), plan.layout.dates, added, left_out, plan.shards)
+
+
+def _fill(
+    place: Place,
+    piece: Piece,
+    scenes: Scenes,
+    catalogue: Catalogue | None,
+    workers: int | Workers,
+    progress: Progress,
+) -> None:
+    stands = begun(place, piece.plan)
+    todo = tasks(store_at(place), stands, scenes, catalogue, origins=piece.origins)
+    make(place, stands, todo, workers, progress)
+
+
+def _grow(
+    path: Place,
+    out: Place,
+    piece: Piece,
+    scenes: Scenes,
+    catalogue: Catalogue,
+    workers: int | Workers,
+    progress: Progress,
+) -> None:
+    """Fill a cube at `out`; if that is `path`, beside it, and then in its place.
+
+    The old cube stands until the new one is whole.
+    """
+    if not _in_place(path, out):
+        _fill(out, piece, scenes, catalogue, workers, progress)
+        return
+    place = _replaceable(path)
+    grown = _named(place, _GROWN)
+    if grown.exists() and not _is_begun(grown, piece.plan):
+        shutil.rmtree(grown)  # of another append, which was interrupted
+    _fill(grown, piece, scenes, catalogue, workers, progress)
+    open_cube(grown)  # or it says what is wrong, and the old one stays
+    place.rename(_named(place, _REPLACED))
+    _finish(place)
+
+
+_GROWN, _REPLACED = "grown", "replaced"
 
 
 @contextmanager
-def _becoming(path: Place, out: Place) -> Iterator[Place]:
-    """Where to build what shall be at `out`; if that is the cube itself, it is replaced at the end.
+def _held(path: Place, out: Place) -> Iterator[None]:
+    """Hold what will be written: `out`, or the cube itself if it shall be replaced there.
 
-    The old cube stands until the new one is whole. A kill between the two renames leaves both
-    folders, and the same command goes on from there.
+    A kill between the two renames left both folders, neither at its place: that is ended first.
     """
-    old, new = store_at(path), store_at(out)
-    if old.place != new.place:
+    if not _in_place(path, out):
         with held(out):
-            yield out
+            yield
         return
-    if not isinstance(old, LocalStore):
-        raise CubeError(f"{path} cannot be replaced where it is; give a new place with --out")
-    beside, replaced = (
-        old.place.with_name(f".{old.place.name}.{what}") for what in ("grown", "replaced")
-    )
-    with held(path):
-        if replaced.exists():
-            _finish(old.place, beside, replaced)
-        yield beside
-        if beside.exists():
-            old.place.rename(replaced)
-            _finish(old.place, beside, replaced)
+    place = _replaceable(path)
+    with held(place):
+        if _named(place, _REPLACED).exists():
+            _finish(place)
+        yield
 
 
-def _finish(place: Path, beside: Path, replaced: Path) -> None:
+def _finish(place: Path) -> None:
+    """Put the new cube in the place of the old one, which has been moved out of it."""
+    grown, replaced = _named(place, _GROWN), _named(place, _REPLACED)
     if not place.exists():
-        beside.rename(place)
-    shutil.rmtree(replaced)
+        (grown if grown.exists() else replaced).rename(place)
+    if replaced.exists():
+        shutil.rmtree(replaced)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A plan, and where its looks are taken from."""
-
-    plan: Plan
-    origins: Origins
+def _named(place: Path, what: str) -> Path:
+    return place.with_name(f".{place.name}.{what}")
 
 
-def of_cube(cube: Cube) -> Piece:
-    """A cube as it is."""
-    rows, dates = len(cube), cube.dates
-    origins = Origins(
-        cubes=(cube.path,),
-        cube=np.zeros(rows, dtype=np.intp),
-        row=np.arange(rows),
-        date=np.tile(np.arange(dates), (rows, 1)),
-    )
-    return Piece(plan_of(cube), origins)
+def _in_place(path: Place, out: Place) -> bool:
+    old, new = (store_at(each).place for each in (path, out))
+    if isinstance(old, Path) and isinstance(new, Path):
+        return old.resolve() == new.resolve()
+    return old == new
 
 
-def of_products(plan: Plan) -> Piece:
-    """A plan whose looks all come from products."""
-    return Piece(plan, Origins.none(len(plan.table), plan.layout.dates))
+def _replaceable(path: Place) -> Path:
+    """The folder of a cube, not a link to it."""
+    store = store_at(path)
+    if not isinstance(store, LocalStore):
+        raise CubeError(f"{path} cannot be replaced where it is; give a new place with --out")
+    return store.place.resolve()
 
 
-def joined(first: Piece, second: Piece, parameters: Mapping[str, Any]) -> Piece:
-    """The patches of both, those of `second` behind.
-
-    A patch of `second` is left out where its ground, or part of it, is in `first`, and where one
-    of another split is nearer than the gap between splits. `CubeError` if bands, level or the
-    number of dates differ.
-    """
-    _check_alike(first.plan, second.plan)
-    keep = without_conflicts(second.plan.table, first.plan.table)
-    plan = Plan(
-        bands=first.plan.bands,
-        level=first.plan.level,
-        table=join_tables([first.plan.table, second.plan.table.take(keep)]),
-        acquired=np.concatenate([first.plan.acquired, second.plan.acquired[keep]]),
-        product=np.concatenate([first.plan.product, second.plan.product[keep]]),
-        parameters=parameters,
-        attributes=_joined_attributes(first.plan.attributes, second.plan.attributes),
-    )
-    return Piece(plan, first.origins.before(second.origins.take(keep)))
-
-
-def with_dates(cube: Cube, more: Plan, parameters: Mapping[str, Any]) -> Piece:
-    """The patches of a cube with the dates of `more`, a plan of the same patches, in order of time.
-
-    `CubeError` where a patch would have one product twice.
-    """
-    before = of_cube(cube)
-    for old, new in zip(before.plan.product, more.product, strict=True):
-        twice = set(old.tolist()) & set(new.tolist())
-        if twice:
-            raise CubeError(f"{cube.path} has {min(twice)} already; choose another period")
-    acquired = np.concatenate([before.plan.acquired, more.acquired], axis=1)
-    product = np.concatenate([before.plan.product, more.product], axis=1)
-    added = np.full(more.product.shape, -1)
-    date = np.concatenate([before.origins.date, added], axis=1)
-    order = np.argsort(acquired, axis=1, kind="stable")
-    acquired, product, date = (
-        np.take_along_axis(each, order, axis=1) for each in (acquired, product, date)
-    )
-    plan = replace(
-        before.plan,
-        acquired=acquired,
-        product=product,
-        parameters=parameters,
-        attributes=_joined_attributes(before.plan.attributes, more.attributes),
-    )
-    return Piece(plan, replace(before.origins, date=date))
-
-
-def _check_alike(first: Plan, second: Plan) -> None:
-    for what, one, other in (
-        ("bands", ", ".join(first.bands), ", ".join(second.bands)),
-        ("the level", first.level, second.level),
-        ("the number of dates", first.layout.dates, second.layout.dates),
-    ):
-        if one != other:
-            raise CubeError(
-                f"cubes of one kind can be joined; {what} differ: {one} in the first, {other} in "
-                "the second; build the second like the first"
-            )
-
-
-def _joined_attributes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes of the group; lists hold what either has, once."""
-    lists = {
-        name: list(dict.fromkeys([*first[name], *second[name]]))
-        for name in ("products", "products_left_out")
-    }
-    used = set(lists["products"])
-    # what the one left out the other may use
-    lists["products_left_out"] = [
-        entry for entry in lists["products_left_out"] if entry.partition(": ")[0] not in used
-    ]
-    return {**first, **lists, "notice": _joined_notice([first["notice"], second["notice"]])}
-
-
-def _joined_notice(notices: Sequence[str]) -> str:
-    """Whether any is simulated, and the years of all."""
-    parts = dict.fromkeys(part for notice in notices for part in notice.split("; "))
-    years = sorted({year for part in parts for year in re.findall(r"\[(\d{4})\]", part)})
-    plain = [part for part in parts if not re.search(r"\[\d{4}\]", part)]
-    listed = ", ".join(f"[{year}]" for year in years)
-    modified = [f"contains modified Copernicus Sentinel data {listed}"] if years else []
-    return "; ".join([*plain, *modified])
+def _is_begun(place: Path, plan: Plan) -> bool:
+    try:
+        same_plan(place, plan)
+    except CubeError:
+        return False
+    return True

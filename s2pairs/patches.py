@@ -69,8 +69,7 @@ def choose_patches(
     splits are closer than `SPLIT_GAP_M`, edge to edge. A tile that has no region is an error; one
     whose ground all belongs to earlier tiles has no patch.
     """
-    if region_size < PATCH_PX or region_size % PATCH_PX:
-        raise S2PairsError(f"region size {region_size} is not a multiple of {PATCH_PX} pixels")
+    check_region_size(region_size)
     for tile, grid in grids.items():
         if min(grid.height, grid.width) < region_size:
             raise S2PairsError(
@@ -85,6 +84,15 @@ def choose_patches(
     period = min(LONGEST_PERIOD_M, *(grid.width_m for grid in grids.values()))
     table = _without_ground_twice(join_tables(tables))
     return split_by_ground(table, period)
+
+
+def check_region_size(pixels: int) -> None:
+    """`S2PairsError` unless regions of this side can be cut into patches."""
+    if pixels < PATCH_PX or pixels % PATCH_PX:
+        raise S2PairsError(
+            f"region size {pixels} is not a multiple of {PATCH_PX} pixels; try 512, or {PATCH_PX} "
+            "for regions of one patch"
+        )
 
 
 class Region(NamedTuple):

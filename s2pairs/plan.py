@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -64,6 +64,8 @@ MEASURES: dict[str, dict[str, str]] = {
 """What is told of each patch at each date, one array each."""
 FILES = ("reflectance", "mask", *MEASURES)
 """The arrays that have one file a shard, in the order of their digests in the ledger."""
+ROW = ("plan", *FILES)
+"""What a row of the ledger holds a digest of."""
 
 _UNITS = {"x": "m", "y": "m", "acquired": "milliseconds since 1970-01-01"}
 
@@ -99,6 +101,14 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 over everything here, in hexadecimal."""
         return content_digest(group_attributes(self), plan_arrays(self))
+
+    def holds_the_same(self, other: "Plan") -> bool:
+        """Whether a cube of the other would differ at most in what it says was left out."""
+        one, two = (
+            replace(each, attributes={**each.attributes, "products_left_out": []})
+            for each in (self, other)
+        )
+        return one.digest == two.digest
 
 
 @dataclass(frozen=True)
@@ -163,11 +173,12 @@ def plan_arrays(plan: Plan) -> list[Array]:
         Array(
             "shard_sha256",
             "uint8",
-            (plan.shards, len(FILES), DIGEST_BYTES),
-            ("shard", "file", "byte"),
+            (plan.shards, len(ROW), DIGEST_BYTES),
+            ("shard", "entry", "byte"),
             {
-                "long_name": "SHA-256 of each file of the shard; zero where the shard is not built",
-                "files": " ".join(FILES),
+                "long_name": "SHA-256 of the cube's plan and of each file of the shard; zero where "
+                "the shard is not built",
+                "entries": " ".join(ROW),
             },
             None,
         ),

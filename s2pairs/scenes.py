@@ -141,6 +141,9 @@ class Catalogue(Protocol):
         ...
 
 
+Source = Callable[[Sequence[str], Wanted], Catalogue]
+"""Opens a source for these bands and for what will be chosen from."""
+
 T = TypeVar("T")
 
 

@@ -61,8 +61,11 @@ class Store(ABC):
         """Have the bytes that another store has under `other_key`, as cheaply as the two allow."""
 
     @abstractmethod
-    def create(self, folder: Path) -> None:
-        """Take over a local folder as a new cube, whole or not at all; the folder is used up."""
+    def create(self, folder: Path, first: str) -> None:
+        """Take over a local folder as a new cube, whole or not at all; the folder is used up.
+
+        The file `first` says what it is. `CubeError` if another with another one was quicker.
+        """
 
     @abstractmethod
     def sweep(self) -> None:
@@ -129,6 +132,7 @@ class LocalStore(Store):
         # named for this writer: a task that was taken for dead may still be at the same file
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # it may have been lost with its files
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -169,7 +173,7 @@ class LocalStore(Store):
             raise
         return True
 
-    def create(self, folder: Path) -> None:
+    def create(self, folder: Path, first: str) -> None:
         for root, _, files in os.walk(folder):
             for name in files:
                 _fsync(Path(root, name))
@@ -178,7 +182,7 @@ class LocalStore(Store):
         _fsync(self.place.parent)
 
     def sweep(self) -> None:
-        for path in self.place.glob("*/.*.new"):
+        for path in self.place.rglob(".*.new"):
             path.unlink(missing_ok=True)
 
     def exists(self, key: str = "zarr.json") -> bool:
@@ -244,12 +248,27 @@ class ObjectStore(Store):
         else:
             self.write(key, other.read(other_key))
 
-    def create(self, folder: Path) -> None:
+    def create(self, folder: Path, first: str) -> None:
+        self._claim(first, (folder / first).read_bytes())
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         # last the one by which a cube is known, so that there is a whole cube or none
         for path in sorted(files, key=lambda path: path == folder / "zarr.json"):
             self.write(path.relative_to(folder).as_posix(), path.read_bytes())
         shutil.rmtree(folder)
+
+    def _claim(self, key: str, data: bytes) -> None:
+        """Put a file there if none is; `CubeError` if one is there with other bytes."""
+        try:
+            self._files.pipe_file(self._at(key), data, mode="create")
+        except Exception:  # noqa: BLE001, each driver has its own for what is there already
+            if not self.exists(key):
+                # perhaps a store that cannot put on a condition; write says what else it is
+                self.write(key, data)
+            elif self.read(key) != data:
+                raise CubeError(
+                    f"another build, of other products or parameters, has begun at {self.place}; "
+                    "use another --out, or if it runs no more, remove what is there and try again"
+                ) from None
 
     def sweep(self) -> None:
         """Nothing: a put that was cut off left no object."""

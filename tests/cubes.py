@@ -6,10 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from s2pairs.cube import Cube, create, open_cube
-from s2pairs.ledger import write_shard
-from s2pairs.masks import NO_DATA
+from s2pairs.ledger import Ledger, encoded
+from s2pairs.masks import NO_DATA, Flags
 from s2pairs.patches import PatchTable
 from s2pairs.plan import Plan
+from s2pairs.shards import Pixels
+from s2pairs.storage import store_at
 from s2pairs.tiles import TileId
 
 BANDS = ("B04", "B03", "B02", "B08")
@@ -31,8 +33,13 @@ def made_cube(path: Path, patches: int, *, columns: int = 8, seed: int = 0) -> C
         some = np.arange(shard * size, min((shard + 1) * size, patches))
         pixels = _pixels(some, seed)
         masks = np.where((pixels == 0).any(axis=2), NO_DATA, 0).astype(np.uint8)
-        write_shard(path, shard, plan.layout, pixels, masks)
+        write_shard(path, plan, shard, pixels, masks)
     return open_cube(path)
+
+
+def write_shard(path: Path, plan: Plan, shard: int, pixels: Pixels, masks: Flags) -> None:
+    """Stored values (patch, date, band, 64, 64) and masks (patch, date, 64, 64) of a shard."""
+    Ledger(store_at(path), plan.digest).write(shard, encoded(plan.layout, pixels, masks))
 
 
 def _plan(patches: int, columns: int) -> Plan:

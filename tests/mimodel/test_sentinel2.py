@@ -15,12 +15,12 @@ from mimodel.data.pairs import PairBatch, prefetched
 from mimodel.data.sentinel2 import CubePairs, labelled_cube, usable_dates
 from mimodel.errors import DataError, InputError
 from mimodel.normalisation import Normalisation
-from s2pairs.cube import Cube, create, open_cube
-from s2pairs.ledger import write_shard
+from s2pairs.cube import Cube, create, open_cube, plan_of
 from s2pairs.masks import complete
 from s2pairs.patches import PatchTable
 from s2pairs.plan import Plan
 from s2pairs.tiles import TileId
+from tests.cubes import write_shard
 
 BANDS = ("B04", "B03", "B08")
 PLACES, DATES = 40, 4
@@ -61,7 +61,7 @@ def cube(tmp_path_factory: pytest.TempPathFactory) -> Cube:
     path = tmp_path_factory.mktemp("cube") / "cube.zarr"
     create(path, plan)
     masks = complete(np.zeros((PLACES, DATES, 64, 64), np.uint8), pixels, BANDS)
-    write_shard(path, 0, plan.layout, pixels, masks)
+    write_shard(path, plan, 0, pixels, masks)
     return open_cube(path)
 
 
@@ -278,7 +278,7 @@ def test_clouded_dates_are_left_out(cube: Cube, tmp_path: Path) -> None:
     shutil.copytree(cube.path, copy)
     stored, masks = cube.read(range(PLACES)), cube.read_masks(range(PLACES)).copy()
     masks[7, 2, :40] |= 4  # cloud over five eighths
-    write_shard(copy, 0, cube.layout, stored, masks)
+    write_shard(copy, plan_of(cube), 0, stored, masks)
     usable = usable_dates(open_cube(copy), 0.9, 0.5)
     assert not usable[7, 2]
     assert (usable != usable_dates(cube, 0.9, 0.5)).sum() == 1

@@ -15,11 +15,11 @@ from mimodel.data.scenes import LabelledScene, labelled_scenes
 from mimodel.errors import DataError
 from mimodel.separation import OTHER, SAME, area_under_curve, separation
 from s2pairs.cube import Cube, create, open_cube
-from s2pairs.ledger import write_shard
 from s2pairs.masks import complete
 from s2pairs.patches import PatchTable
 from s2pairs.plan import Plan
 from s2pairs.tiles import TileId
+from tests.cubes import write_shard
 from tests.models import BANDS, pixel_artifact
 
 TILE = TileId.parse("31TCJ")
@@ -82,7 +82,7 @@ def cube(tmp_path_factory: pytest.TempPathFactory, numbers: np.ndarray) -> Cube:
     create(path, plan)
     stored = patches.reshape(count, DATES, 4, 64, 64)
     masks = complete(np.zeros((count, DATES, 64, 64), np.uint8), stored, BANDS)
-    write_shard(path, 0, plan.layout, stored, masks)
+    write_shard(path, plan, 0, stored, masks)
     return open_cube(path)
 
 

@@ -1,5 +1,6 @@
 """From products to a cube: each pixel, each case of offset and no-data, kills and two at once."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,18 +22,18 @@ from rasterio.warp import reproject
 from rasterio.windows import from_bounds
 
 from s2pairs.bands import BANDS, band, reflectance_from_stored
-from s2pairs.build import Report, Request, build
+from s2pairs.build import Report, Request, build, choose, plan
 from s2pairs.checking import check
-from s2pairs.cube import Cube, open_cube
+from s2pairs.cube import Cube, create, open_cube, open_unchanged
 from s2pairs.errors import CubeError, SceneError, SourceError
-from s2pairs.ledger import is_built
+from s2pairs.masks import Flags
 from s2pairs.patches import SPLITS, draw_regions
 from s2pairs.safe_writer import L1CProduct, usual_offsets, write_l1c
 from s2pairs.scenes import Grid, Listing, PixelWindow, Scene
 from s2pairs.sources.safe import SafeCatalogue
 from s2pairs.tiles import TileId
 from tests.s2pairs.files import bytes_of
-from tests.worlds import dn_of_place, l1c, write_places
+from tests.worlds import Places, dn_of_place, l1c, write_places
 
 TILE = TileId.parse("31TCJ")
 
@@ -292,7 +293,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(many: Path) -> None:
         # Whatever the ledger says is true at any moment, and readers refuse the rest.
         recorded = ledger_rows(path)
         assert recorded
-        assert all(is_built(path, shard) for shard in recorded)
+        assert all(map(open_unchanged(path).ledger.stands, recorded))
         with pytest.raises(CubeError, match="unfinished"):
             open_cube(path)
         assert path.with_name("killed.zarr.lock").exists()
@@ -412,6 +413,39 @@ def test_other_parameters_need_another_cube(many: Path) -> None:
             build_at(many, MANY, name=name)
     assert (many / "file.zarr").read_text() == "mine"
     assert not any((many / "folder.zarr").iterdir())
+
+
+LITTLE = request(regions=1, region_size=64)
+
+
+def test_what_comes_to_a_source_and_is_not_chosen_changes_nothing(tmp_path: Path) -> None:
+    products = [l1c(day=day, size=128) for day in ("2020-01-01", "2020-06-01")]
+    path = tmp_path / "cube.zarr"
+    build(LITTLE, Places(tuple(products)), path, workers=1, progress=lambda *_: None)
+    (path / "mask" / "c.0.0.0.0").unlink()  # as if it had been stopped before the end
+    more = Places((*products, l1c(day="2020-03-01", size=128, cloud=60)))
+    report = build(LITTLE, more, path, workers=1, progress=lambda *_: None)
+    assert (report.already_built, report.left_out) == (0, 1)
+    assert report.left_out_because[0].endswith(": too cloudy: 60.0 % > 2 %")
+    assert open_cube(path).attributes["products_left_out"] == []
+    assert not [damage for damage, _, _ in check(path) if damage]
+
+
+def test_a_cube_that_was_replaced_meanwhile_is_not_called_ours(tmp_path: Path) -> None:
+    """As in object storage, where no lock holds."""
+    products = tuple(l1c(day=day, size=128) for day in ("2020-01-01", "2020-06-01"))
+    path = tmp_path / "cube.zarr"
+
+    class Meanwhile(Places):
+        def masks(self, scene: Scene, windows: Sequence[PixelWindow]) -> list[Flags] | None:
+            if scene.acquired.month == 6:
+                other = replace(LITTLE, seed=1)
+                shutil.rmtree(path)
+                create(path, plan(other, choose(other, self)))
+            return super().masks(scene, windows)
+
+    with pytest.raises(CubeError, match=r"another build, of other .*, has put its cube at"):
+        build(LITTLE, Meanwhile(products), path, workers=1, progress=lambda *_: None)
 
 
 def test_a_source_that_changed_is_noticed(tmp_path: Path) -> None:

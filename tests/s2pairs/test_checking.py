@@ -36,7 +36,7 @@ def path(whole: Path, tmp_path: Path) -> Path:
 
 
 def mend(path: Path, source: Places = SOURCE) -> Repaired:
-    return repair(path, lambda _: source, workers=2, progress=lambda *_: None)
+    return repair(path, lambda *_: source, workers=2, progress=lambda *_: None)
 
 
 def damages(path: Path) -> list[str]:
@@ -80,6 +80,14 @@ def test_coordinates_and_metadata_come_back_from_their_copy(
     file.unlink() if lost == "tile/c/0" else flip(file, file.stat().st_size // 2)
     done = mend(path)
     assert done.put_back == ("coordinates and attributes, from their copy",)
+    assert bytes_of(path) == bytes_of(whole)
+
+
+def test_lost_folders_come_back(path: Path, whole: Path) -> None:
+    for lost in ("x", "mask", "dy"):
+        shutil.rmtree(path / lost)
+    done = mend(path)
+    assert (done.rebuilt, done.remaining) == (open_cube(path).shards, ())
     assert bytes_of(path) == bytes_of(whole)
 
 

@@ -1,5 +1,7 @@
 """The commands, in a process of their own where it matters."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from s2pairs.cli import _progress, app
+from s2pairs.cli import _progress, _reported, app
 from s2pairs.cube import open_cube
+from s2pairs.errors import CubeError
 from tests.worlds import RGBN, l1c, write_places
 
 COMMANDS = ["simulate", "build", "append", "merge", "info", "check", "preview", "export"]
@@ -173,6 +176,28 @@ def test_repair_says_what_it_mended(world: Path) -> None:
     assert run("check", path).exit_code == 0
 
 
+def test_an_append_ends_a_replacement_that_was_cut_off(
+    cube: Path, world: Path, tmp_path: Path
+) -> None:
+    """Killed between the two renames, nothing is at the cube's place."""
+    path = tmp_path / "c.zarr"
+    for what in ("grown", "replaced"):
+        shutil.copytree(cube, tmp_path / f".c.zarr.{what}")
+    source = ("--source", f"safe:{world / 'products'}")
+    result = run("append", path, "--tiles", world / "tiles.txt", *source)
+    assert result.exit_code == 0, result.output
+    assert [each.name for each in tmp_path.iterdir()] == ["c.zarr"]
+    assert run("check", path).exit_code == 0
+
+
+def test_the_report_has_the_exit_code_that_a_script_sees(tmp_path: Path) -> None:
+    for error, code in ((ZeroDivisionError("ours"), 1), (CubeError("theirs"), 2)):
+        with pytest.raises(type(error)), _reported(tmp_path / "r.json", "cube.zarr"):
+            raise error
+        told = json.loads((tmp_path / "r.json").read_text())
+        assert (told["outcome"], told["exit_code"]) == ("failed", code)
+
+
 def test_growing_and_exporting(cube: Path, world: Path, tmp_path: Path) -> None:
     source = ("--source", f"safe:{world / 'products'}")
     result = run("append", cube, "--tiles", world / "tiles.txt", *source)
@@ -215,6 +240,7 @@ def test_wrong_paths_and_lists(world: Path, tmp_path: Path) -> None:
         (["--dates", "3"], "tile 31TCJ has 2 usable dates of the 3 needed"),
         (["--bands", "B04,B99"], "unknown band 'B99'"),
         (["--region-size", "100"], "not a multiple of 64"),
+        (["--region-size", "0", "--choice", "region"], "region size 0 is not a multiple of 64"),
         (["--start", "2020-05-01"], "left out 2 outside the period"),
         (["--start", "2020-05-01", "--end", "2020-04-01"], "ends before it starts"),
     ],

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2pairs import shards
-from s2pairs.checking import check
-from s2pairs.cube import Cube, create, open_cube, plan_of, same_plan
+from s2pairs.checking import check, repair
+from s2pairs.cube import Cube, create, open_cube, open_unchanged, plan_of, same_plan
 from s2pairs.errors import CubeError
-from s2pairs.ledger import is_built, write_shard
 from s2pairs.masks import MEANINGS, NO_DATA
 from s2pairs.patches import PatchTable
 from s2pairs.plan import COORDINATES, SHARD_PATCHES, Plan
 from s2pairs.storage import store_at
+from tests.cubes import write_shard
 from tests.s2pairs.files import bytes_of
 
 DATES = 3
@@ -88,7 +88,7 @@ def write(path: Path, shape: Plan, values: npt.NDArray[np.uint16]) -> Path:
 
 def write_part(path: Path, shape: Plan, shard: int, values: npt.NDArray[np.uint16]) -> None:
     rows = slice(shard * SHARD_PATCHES, (shard + 1) * SHARD_PATCHES)
-    write_shard(path, shard, shape.layout, values[rows], flags()[rows])
+    write_shard(path, shape, shard, values[rows], flags()[rows])
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_zarr_reads_the_same_numbers(path: Path) -> None:
     group = zarr.open_group(path, mode="r")
     np.testing.assert_array_equal(group["reflectance"][...], numbers())
     ledger = group["shard_sha256"][...]
-    assert ledger.shape == (2, 8, 32)
+    assert ledger.shape == (2, 9, 32)
     assert ledger.any(axis=2).all()
 
 
@@ -257,11 +257,39 @@ def test_an_unfinished_cube_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CubeError, match="0 of 2 shards are built; run the same s2pairs build"):
         open_cube(path)
     write_part(path, plan(), 1, numbers())
-    assert [is_built(path, shard) for shard in (0, 1)] == [False, True]
+    stands = open_unchanged(path).ledger.stands
+    assert [stands(shard) for shard in (0, 1)] == [False, True]
     with pytest.raises(CubeError, match="1 of 2 shards are built"):
         open_cube(path)
     (damage,) = damages(path)
     assert damage.startswith("shard 0: it is not built; run the same s2pairs build command again")
+
+
+def test_the_ledger_takes_no_row_of_another_plan(path: Path) -> None:
+    """As two builds write them that began at once where no lock holds."""
+    other = replace(plan(), parameters={**plan().parameters, "seed": 2})
+    write_part(path, other, 1, numbers())
+    assert damages(path) == [
+        "shard 1: it is not built; run the same s2pairs build command again, or s2pairs check "
+        f"{path} --repair SOURCE mends it"
+    ]
+    with pytest.raises(CubeError, match="1 of 2 shards are built"):
+        open_cube(path)
+
+
+def test_strange_files_in_the_folder_are_no_damage(path: Path) -> None:
+    before = bytes_of(path)
+    for strange in (".DS_Store", "cube.aux.xml", "x/.DS_Store", "product/c/0/Thumbs.db"):
+        (path / strange).write_bytes(b"strange")
+    half_written = ("zarr.json", "x/c/0", "product/c/0/0", "mask/c.0.0.0.0")
+    for name in half_written:
+        (path / name).with_name(f".{(path / name).name}.{'a' * 32}.new").write_bytes(b"half")
+    assert damages(path) == []
+    found = repair(path, lambda *_: pytest.fail("asked"), workers=1, progress=lambda *_: None)
+    assert (found.rebuilt, found.put_back) == (0, ())
+    left = bytes_of(path)
+    assert {name: left.pop(name) for name in before} == before
+    assert set(left.values()) == {b"strange"}
 
 
 def test_a_cube_knows_the_plan_it_was_made_from(path: Path) -> None:
@@ -302,8 +330,8 @@ def test_a_flipped_bit_is_found(path: Path, where: str) -> None:
     (damage,) = damages(path)
     assert damage.startswith("shard 0: ")
     assert where == "ledger" or f"the bytes of {file} are not" in damage
-    assert not is_built(path, 0)
-    assert is_built(path, 1)
+    stands = open_unchanged(path).ledger.stands
+    assert [stands(shard) for shard in (0, 1)] == [False, True]
 
 
 def test_reading_changed_pixels_is_an_error(path: Path) -> None:

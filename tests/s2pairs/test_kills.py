@@ -15,10 +15,8 @@ import pytest
 from s2pairs import filling
 from s2pairs.build import Request, build
 from s2pairs.checking import check
-from s2pairs.cube import open_cube
+from s2pairs.cube import open_cube, open_unchanged
 from s2pairs.errors import CubeError
-from s2pairs.ledger import damage, recorded_digests
-from s2pairs.storage import store_at
 from s2pairs.tiles import TileId
 from tests.s2pairs.files import bytes_of
 from tests.worlds import Places, l1c
@@ -75,9 +73,9 @@ def what_the_ledger_says_is_true(path: Path) -> int:
     """How many shards stand, after each was read back."""
     if not (path / "zarr.json").exists():
         return 0
-    rows = recorded_digests(store_at(path), range(16))
-    stand = [shard for shard, row in enumerate(rows) if any(row)]
-    assert [damage(path, shard) for shard in stand] == [None] * len(stand)
+    ledger = open_unchanged(path).ledger
+    stand = [shard for shard, row in enumerate(ledger.digests(range(16))) if any(row)]
+    assert [ledger.damage(shard) for shard in stand] == [None] * len(stand)
     return len(stand)
 
 

@@ -3,15 +3,16 @@
 import os
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mimodel.data.sentinel2 import CubePairs
-from s2pairs.build import Request, build
+from s2pairs.build import Request, build, choose, plan
 from s2pairs.checking import check, repair
-from s2pairs.cube import open_cube
+from s2pairs.cube import create, open_cube
 from s2pairs.errors import CubeError
 from s2pairs.growing import append_tiles, merge
 from s2pairs.storage import LocalStore, ObjectStore, store_at
@@ -104,7 +105,7 @@ def test_damage_is_found_and_mended(url: str, on_disk: Path) -> None:
     for read in (open_cube, lambda place: list(check(place))):
         with pytest.raises(CubeError, match=r"is damaged .*--repair SOURCE"):
             read(url)
-    done = repair(url, lambda _: SOURCE, workers=1, progress=lambda *_: None)
+    done = repair(url, lambda *_: SOURCE, workers=1, progress=lambda *_: None)
     assert (done.rebuilt, len(done.put_back)) == (1, 1)
     assert objects(url) == bytes_of(on_disk)
 
@@ -113,13 +114,32 @@ def test_damage_is_found_and_mended(url: str, on_disk: Path) -> None:
 def test_growing_takes_a_new_place(url: str, on_disk: Path, bucket: str, tmp_path: Path) -> None:
     more = [TileId.parse("19KDQ")]
     with pytest.raises(CubeError, match="give a new place with --out"):
-        append_tiles(url, more, SOURCE, url, workers=1, progress=lambda *_: None)
+        append_tiles(url, more, lambda *_: SOURCE, url, workers=1, progress=lambda *_: None)
     out = f"{bucket}/grown.zarr"
-    append_tiles(url, more, SOURCE, out, workers=1, progress=lambda *_: None)
-    append_tiles(on_disk, more, SOURCE, tmp_path / "g.zarr", workers=1, progress=lambda *_: None)
+    append_tiles(url, more, lambda *_: SOURCE, out, workers=1, progress=lambda *_: None)
+    append_tiles(
+        on_disk, more, lambda *_: SOURCE, tmp_path / "g.zarr", workers=1, progress=lambda *_: None
+    )
     assert objects(out) == bytes_of(tmp_path / "g.zarr")
     both = merge([url, on_disk], tmp_path / "m.zarr", workers=1, progress=lambda *_: None)
     assert both.left_out == both.patches
+
+
+def test_of_two_builds_that_begin_at_once_one_goes_on(bucket: str) -> None:
+    """Both have seen nothing there; the second would put its coordinates over the first's."""
+    first, other = (
+        plan(request, choose(request, SOURCE)) for request in (REQUEST, replace(REQUEST, seed=1))
+    )
+    place = f"{bucket}/race.zarr"
+    create(place, first)
+    before = objects(place)
+    with pytest.raises(
+        CubeError, match=r"another build, of other .*, has begun at s3://cubes/race"
+    ):
+        create(place, other)
+    assert objects(place) == before
+    create(place, first)  # of one plan both may go on
+    assert objects(place) == before
 
 
 def test_what_is_not_there_is_said(bucket: str) -> None:
