@@ -19,7 +19,7 @@ from s2pairs.shards import Pixels, ShardLayout, Values
 from s2pairs.storage import Place, Store
 
 TASK_BYTES = 100 * 2**20
-"""Pixels that one task holds in memory; with 4 bands and 12 dates, 4 shards."""
+"""Pixels that one task holds in memory, or one shard; with 4 bands and 12 dates, 4 shards."""
 
 Integers = npt.NDArray[np.intp]
 Scenes = Mapping[tuple[str, str], Scene]

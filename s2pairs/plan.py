@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from s2pairs.bands import OFFSET, QUANTIFICATION, SCALE, STORED_NO_DATA, wavelengths_nm
+from s2pairs.errors import CubeError
 from s2pairs.masks import MEANINGS
 from s2pairs.patches import PATCH_PX, PatchTable
 from s2pairs.shards import ShardLayout
@@ -18,6 +19,9 @@ from s2pairs.shards import ShardLayout
 FORMAT = "s2pairs cube"
 FORMAT_VERSION = 2
 SHARD_PATCHES = 64
+SHARD_BYTES = 100 * 2**20
+"""Pixels of a shard at most: with many dates or bands it has fewer patches. A task holds one whole,
+so this bounds what a worker needs."""
 DIGEST_BYTES = 32
 
 COORDINATES = {
@@ -89,13 +93,22 @@ class Plan:
 
     @property
     def layout(self) -> ShardLayout:
-        return ShardLayout(
-            SHARD_PATCHES, self.product.shape[1], (len(self.bands), PATCH_PX, PATCH_PX)
-        )
+        """`CubeError` if the looks of a single place are more than a shard may hold."""
+        dates, chunk = self.product.shape[1], (len(self.bands), PATCH_PX, PATCH_PX)
+        one = ShardLayout(1, dates, chunk)
+        fit = SHARD_BYTES // max(1, dates * one.chunk_bytes)
+        if not fit:
+            raise CubeError(
+                f"{dates} dates of {len(self.bands)} bands are "
+                f"{dates * one.chunk_bytes / 2**20:.0f} MiB a place, and a task holds "
+                f"{SHARD_BYTES / 2**20:.0f}; ask for fewer dates or bands, or build several cubes"
+            )
+        # a power of two, so that shards hold whole rows of a region's patches
+        return replace(one, patches=min(SHARD_PATCHES, 1 << (fit.bit_length() - 1)))
 
     @property
     def shards(self) -> int:
-        return -(-len(self.table) // SHARD_PATCHES)
+        return -(-len(self.table) // self.layout.patches)
 
     @cached_property
     def digest(self) -> str:

@@ -20,7 +20,12 @@ _LOW_PASS = 0.2  # cycles a pixel; above, noise and what moved differ more than 
 _STEP = 0.1  # of the grid that the Fourier sum is evaluated on, pixels
 _REACH = 11  # steps to each side of the highest whole pixel
 
+_UNIT = 1 / 1024  # pixels; far coarser than what processors and libraries differ by in float64
+_TOGETHER = 256  # looks whose spectra are in memory at a time: 34 kB each, a few times
+
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Spectra = npt.NDArray[np.complex128]
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,15 @@ def measure(pixels: npt.NDArray[np.uint16], clear: npt.NDArray[np.bool_]) -> Qua
     """
     data = (pixels != STORED_NO_DATA).all(axis=2)
     dark = pixels.max(axis=2) < round((DARK_REFLECTANCE - OFFSET) / SCALE)
-    dy, dx = _shifts_against_first(pixels.mean(axis=2, dtype=np.float32), clear & data)
+    shift = np.empty((*data.shape[:2], 2), dtype=np.float32)
+    some = max(1, _TOGETHER // max(1, data.shape[1]))
+    for first in range(0, len(pixels), some):
+        part = slice(first, first + some)
+        images = pixels[part].mean(axis=2, dtype=np.float64)
+        shift[part] = _shifts_against_first(images, clear[part] & data[part])
     return Quality(
-        dy=dy,
-        dx=dx,
+        dy=shift[..., 0],
+        dx=shift[..., 1],
         saturated_fraction=_share((pixels == STORED_SATURATED).any(axis=2), data),
         dark_fraction=_share(dark, data),
     )
@@ -62,48 +72,37 @@ def _share(these: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_]) -> Floats
         return np.asarray((these & among).sum(axis=(2, 3)) / count, dtype=np.float32)
 
 
-def _shifts_against_first(images: Floats, clear: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """dy and dx (patch, date) against the first date of each patch that is usable."""
+def _shifts_against_first(images: Doubles, clear: npt.NDArray[np.bool_]) -> Doubles:
+    """dy and dx (patch, date, 2) against the first date of each patch that is usable.
+
+    To a 1024th of a pixel, so that the same pixels give the same numbers on another processor.
+    """
     usable = clear.mean(axis=(2, 3)) >= _USABLE
-    shifts = np.full((*usable.shape, 2), np.nan, dtype=np.float32)
+    shifts = np.full((*usable.shape, 2), np.nan)
     if not usable.any():
-        return shifts[..., 0], shifts[..., 1]
+        return shifts
     first = usable.argmax(axis=1)
     patch, date = np.nonzero(usable)
     spectra = _spectra(images[patch, date], clear[patch, date])
     row_of = np.full(usable.shape, -1)
     row_of[patch, date] = np.arange(len(patch))
     shifts[patch, date] = _between(spectra[row_of[patch, first[patch]]], spectra)
-    return shifts[..., 0], shifts[..., 1]
+    return np.asarray(np.rint(shifts / _UNIT) * _UNIT + 0.0)  # no negative zero
 
 
-def phase_shift(reference: npt.ArrayLike, moved: npt.ArrayLike) -> tuple[float, float]:
-    """How far (dy, dx) `moved` (y, x) lies from `reference`, in pixels; NaN if that cannot be told.
-
-    `moved[y, x]` is about `reference[y - dy, x - dx]`. Good to a few hundredths of a pixel on
-    textured ground, for shifts up to a quarter of the side.
-    """
-    images = np.stack([np.asarray(each, dtype=np.float32) for each in (reference, moved)])
-    spectra = _spectra(images, np.ones(images.shape, dtype=bool))
-    dy, dx = _between(spectra[:1], spectra[1:])[0].tolist()
-    return dy, dx
-
-
-def _spectra(images: Floats, counts: npt.NDArray[np.bool_]) -> npt.NDArray[np.complex64]:
+def _spectra(images: Doubles, counts: npt.NDArray[np.bool_]) -> Spectra:
     """Fourier transforms (n, y, x // 2 + 1) of images without their mean, faded to the edges."""
     from scipy.fft import rfft2
 
     number = np.maximum(counts.sum(axis=(1, 2), keepdims=True), 1)
     mean = np.where(counts, images, 0).sum(axis=(1, 2), keepdims=True) / number
     # pixels that do not count take the mean, so that they have no edge of their own
-    level = np.where(counts, images - mean, 0).astype(np.float32)
-    fade = np.outer(np.hanning(images.shape[1]), np.hanning(images.shape[2])).astype(np.float32)
-    return np.asarray(rfft2(level * fade), dtype=np.complex64)
+    level = np.where(counts, images - mean, 0)
+    fade = np.outer(np.hanning(images.shape[1]), np.hanning(images.shape[2]))
+    return np.asarray(rfft2(level * fade), dtype=np.complex128)
 
 
-def _between(
-    reference: npt.NDArray[np.complex64], moved: npt.NDArray[np.complex64]
-) -> npt.NDArray[np.float32]:
+def _between(reference: Spectra, moved: Spectra) -> Doubles:
     """Shift (n, 2) of each spectrum of `moved` against its row of `reference`."""
     side = moved.shape[1]
     cross = moved * reference.conj()
@@ -115,24 +114,24 @@ def _between(
     shift, peak = _refined(cross, whole, side)
     peak /= _both_halves(weight).sum()
     told = textured & (peak >= _LEAST_PEAK) & (np.abs(shift).max(axis=1) <= side / 4)
-    return np.where(told[:, None], shift, np.nan).astype(np.float32)
+    return np.asarray(np.where(told[:, None], shift, np.nan))
 
 
-def _weights(side: int) -> Floats:
+def _weights(side: int) -> Doubles:
     down, across = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :]
     weight = np.exp(-(down**2 + across**2) / (2 * _LOW_PASS**2))
     weight[0, 0] = 0
-    return weight.astype(np.float32)
+    return np.asarray(weight)
 
 
-def _both_halves(half: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+def _both_halves(half: Doubles) -> Doubles:
     """The weight of a half spectrum in a sum over the whole one: inner columns count twice."""
     counted = half.copy()
     counted[..., 1:-1] *= 2
     return counted
 
 
-def _highest_pixel(cross: npt.NDArray[np.complex64], side: int) -> npt.NDArray[np.intp]:
+def _highest_pixel(cross: Spectra, side: int) -> npt.NDArray[np.intp]:
     """(n, 2) whole-pixel shift with the highest correlation, from -side/2 on."""
     from scipy.fft import irfft2
 
@@ -141,15 +140,12 @@ def _highest_pixel(cross: npt.NDArray[np.complex64], side: int) -> npt.NDArray[n
     return np.asarray((peak + side // 2) % side - side // 2, dtype=np.intp)
 
 
-def _refined(
-    cross: npt.NDArray[np.complex64], whole: npt.NDArray[np.intp], side: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _refined(cross: Spectra, whole: npt.NDArray[np.intp], side: int) -> tuple[Doubles, Doubles]:
     """Shift (n, 2) and its correlation (n,), from the Fourier sum on a fine grid about `whole`."""
     steps = np.arange(-_REACH, _REACH + 1) * _STEP
-    at = (whole[:, :, None] + steps).astype(np.float32)
-    turn = np.complex64(2j * np.pi)
-    down = np.exp(turn * at[:, 0, :, None] * np.fft.fftfreq(side).astype(np.float32))
-    across = np.exp(turn * at[:, 1, :, None] * np.fft.rfftfreq(side).astype(np.float32))
+    at = whole[:, :, None] + steps
+    down = np.exp(2j * np.pi * at[:, 0, :, None] * np.fft.fftfreq(side))
+    across = np.exp(2j * np.pi * at[:, 1, :, None] * np.fft.rfftfreq(side))
     across[..., 1:-1] *= 2
     fine = (down @ cross @ across.transpose(0, 2, 1)).real
     row, col = np.unravel_index(fine.reshape(len(fine), -1).argmax(axis=1), fine.shape[1:])
@@ -163,7 +159,7 @@ def _refined(
     return shift, best
 
 
-def _vertex(before: Floats, here: Floats, after: Floats) -> Floats:
+def _vertex(before: Doubles, here: Doubles, after: Doubles) -> Doubles:
     """Where a parabola through three points one step apart is highest, in steps from the middle."""
     bend = before - 2 * here + after
     offset = np.divide(before - after, 2 * bend, out=np.zeros_like(here), where=bend < 0)

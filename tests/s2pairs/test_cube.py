@@ -20,7 +20,7 @@ from s2pairs.cube import Cube, create, open_cube, open_unchanged, plan_of, same_
 from s2pairs.errors import CubeError
 from s2pairs.masks import MEANINGS, NO_DATA
 from s2pairs.patches import PatchTable
-from s2pairs.plan import COORDINATES, SHARD_PATCHES, Plan
+from s2pairs.plan import COORDINATES, SHARD_BYTES, SHARD_PATCHES, Plan, plan_arrays
 from s2pairs.storage import store_at
 from tests.cubes import write_shard
 from tests.s2pairs.files import bytes_of
@@ -265,6 +265,23 @@ def test_an_unfinished_cube_is_refused(tmp_path: Path) -> None:
     assert damage.startswith("shard 0: it is not built; run the same s2pairs build command again")
 
 
+def test_a_shard_is_bounded_whatever_a_place_has() -> None:
+    def of(bands: int, dates: int) -> Plan:
+        names = tuple(f"B{number:02}" for number in range(1, bands + 1))
+        product = np.full((PATCHES, dates), "P")
+        return replace(plan(), bands=names, product=product, acquired=plan().acquired[:, :1])
+
+    assert of(4, 12).layout.patches == of(12, 12).layout.patches == SHARD_PATCHES
+    for bands, dates in ((12, 90), (4, 400), (1, 12_800), (12, 1)):
+        layout = of(bands, dates).layout
+        shard = layout.patches * layout.dates * layout.chunk_bytes
+        assert shard <= SHARD_BYTES
+        assert layout.patches == SHARD_PATCHES or 2 * shard > SHARD_BYTES
+        assert of(bands, dates).shards == -(-PATCHES // layout.patches)
+    with pytest.raises(CubeError, match="1200 dates of 12 bands are 112 MiB a place"):
+        _ = of(12, 1200).layout
+
+
 def test_the_ledger_takes_no_row_of_another_plan(path: Path) -> None:
     """As two builds write them that began at once where no lock holds."""
     other = replace(plan(), parameters={**plan().parameters, "seed": 2})
@@ -489,3 +506,18 @@ else:
     subprocess.run([sys.executable, "-c", program], check=True)
     assert bytes_of(path) == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_document_lists_every_array() -> None:
+    """Name, dimensions and type of each array as docs/cube.md has them."""
+    text = (Path(__file__).parents[2] / "docs" / "cube.md").read_text(encoding="utf-8")
+    table = text.partition("## Arrays")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:4] for line in table.splitlines() if line.startswith("| `")]
+    told = {
+        name.strip("` "): (dims.strip(), kind.partition(",")[0].strip())
+        for names, dims, kind in rows
+        for name in names.split(",")
+    }
+    assert told == {
+        array.name: (", ".join(array.dims), array.dtype) for array in plan_arrays(plan())
+    }

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from s2pairs.bands import STORED_SATURATED
-from s2pairs.quality import measure, phase_shift
+from s2pairs.quality import measure
 
 
 def ground(seed: int, size: int = 160) -> npt.NDArray[np.complex128]:
@@ -26,6 +26,14 @@ def seen(
     down, across = np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None, :]
     moved = np.fft.ifft2(spectrum * np.exp(-2j * np.pi * (down * dy + across * dx))).real
     return np.asarray(moved[48:112, 48:112] / moved.std())
+
+
+def phase_shift(reference: npt.ArrayLike, moved: npt.ArrayLike) -> tuple[float, float]:
+    """What is measured of the second image (y, x) against the first."""
+    images = np.stack([np.asarray(each) for each in (reference, moved)])
+    pixels = np.rint(5000 + 300 * images).astype(np.uint16)[None, :, None]
+    found = measure(pixels, np.ones((1, 2, 64, 64), dtype=bool))
+    return float(found.dy[0, 1]), float(found.dx[0, 1])
 
 
 @pytest.mark.parametrize(
@@ -82,3 +90,28 @@ def test_saturated_and_dark_pixels_are_counted_among_those_with_data() -> None:
     np.testing.assert_array_equal(found.saturated_fraction[0, :4], [0, 0.25, 0, 0])
     np.testing.assert_array_equal(found.dark_fraction[0, :4], [0, 0, 0, 0.25])
     assert np.isnan([found.saturated_fraction[0, 4], found.dark_fraction[0, 4]]).all()
+
+
+def test_what_processors_differ_by_does_not_reach_the_measures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A Fourier transform whose last bits are other ones, as of another library or processor."""
+    import scipy.fft
+
+    spectrum = ground(5)
+    moves = np.random.default_rng(6).uniform(-2, 2, (40, 2))
+    images = [seen(spectrum), *(seen(spectrum, dy, dx) for dy, dx in moves)]
+    pixels = np.rint(3000 + 300 * np.stack(images)).astype(np.uint16)[None, :, None]
+    clear = np.ones((1, len(images), 64, 64), dtype=bool)
+    here = measure(pixels, clear)
+    usual, draw = scipy.fft.rfft2, np.random.default_rng(7)
+
+    def otherwise(values: npt.NDArray[np.floating]) -> npt.NDArray[np.complexfloating]:
+        found = usual(values)
+        eps = np.finfo(found.dtype).eps
+        return np.asarray(found * (1 + 4 * eps * draw.uniform(-1, 1, found.shape)), found.dtype)
+
+    monkeypatch.setattr(scipy.fft, "rfft2", otherwise)
+    there = measure(pixels, clear)
+    assert np.isfinite(here.dy).all()
+    assert (here.dy.tobytes(), here.dx.tobytes()) == (there.dy.tobytes(), there.dx.tobytes())
