@@ -37,10 +37,10 @@ from mimodel.index import (
     IndexSpec,
     Sample,
     Scaling,
-    Vectors,
     encoder_digests,
     read_spec,
 )
+from mimodel.nearest import Vectors
 from s2pairs.bands import OFFSET, SCALE, STORED_NO_DATA, reflectance_from_stored
 from s2pairs.cube import Cube
 from s2pairs.patches import PATCH_PX

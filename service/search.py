@@ -8,7 +8,8 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from mimodel.index import Found, Mask, PatchIndex, Vectors, Wanted
+from mimodel.index import Found, Mask, PatchIndex, Wanted
+from mimodel.nearest import Vectors
 from service.answers import bytes_answer, json_answer
 from service.decode import JSON, NPY, PNG, Declared, Expected, decode_image
 from service.engine import Engine, Model

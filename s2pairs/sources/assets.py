@@ -90,7 +90,7 @@ class Assets:
         import rasterio
 
         path = f"/vsis3/{place}"
-        options = _patient(self._web.patience) | self._buckets[place.partition("/")[0]]
+        options = {**_patient(self._web.patience), **self._buckets[place.partition("/")[0]]}
         for _ in range(2):
             # what is kept of a file would open it again though the store is silent
             with rasterio.Env(**options, CPL_VSIL_CURL_NON_CACHED=path):
