@@ -1,7 +1,7 @@
 """Plans out of plans, each with where its looks are taken from."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def with_dates(cube: Cube, more: Plan, parameters: Mapping[str, Any]) -> Piece:
 
 
 def _check_alike(first: Plan, second: Plan, parts: Sequence[str]) -> None:
-    told = {
+    told: dict[str, Callable[[Plan], tuple[str, object]]] = {
         "bands": lambda plan: ("bands", ", ".join(plan.bands)),
         "level": lambda plan: ("the level", plan.level),
         "dates": lambda plan: ("the number of dates", plan.layout.dates),

@@ -109,7 +109,8 @@ def _between(reference: Spectra, moved: Spectra) -> Doubles:
     size = np.abs(cross)
     textured = size.sum(axis=(1, 2)) > 0
     weight = _weights(side)
-    cross = np.divide(cross, size, out=np.zeros_like(cross), where=size > 0) * weight
+    np.divide(cross, size, out=cross, where=size > 0)  # where the size is 0, so is the value
+    cross *= weight
     whole = _highest_pixel(cross, side)
     shift, peak = _refined(cross, whole, side)
     peak /= _both_halves(weight).sum()

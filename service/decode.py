@@ -316,8 +316,11 @@ def read_json(body: bytes, model: type[Body], max_bytes: int) -> Body:
 
 def _read_json(body: bytes, form: _Form) -> _Raster:
     """Nested lists under `reflectance`, null for no data, or a base64 .npy under `npy`."""
-    model = PatchesBody if form.ndim == 4 else ImageBody
-    parsed = read_json(body, model, form.max_bytes)
+    parsed: PatchesBody | ImageBody
+    if form.ndim == 4:
+        parsed = read_json(body, PatchesBody, form.max_bytes)
+    else:
+        parsed = read_json(body, ImageBody, form.max_bytes)
     if parsed.npy is not None:
         try:
             return _read_npy(base64.b64decode(parsed.npy, validate=True), form)

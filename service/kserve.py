@@ -5,7 +5,7 @@
 takes .npy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -182,20 +182,22 @@ def _representations(model: Model, wanted: Sequence[str]) -> Sequence[str]:
 
 def _answer(model: Model, came: _Came, wanted: Sequence[str], vectors: dict[str, Rows]) -> Response:
     artifact = model.artifact
-    makers: dict[str, Callable[[], Rows | None]] = {
-        name: lambda rows=rows: rows for name, rows in vectors.items()
-    }
-    makers[_VALID] = lambda: np.array(came.seen.valid_fraction, np.float32)
-    makers[_STRANGE] = lambda: model.strangeness(came.seen.patches, vectors["shared"])
-    for name, head in artifact.spec.heads.items():
-        makers[_PROBABILITIES + name] = lambda name=name, head=head: artifact.probabilities(
-            vectors[head.representation], name
-        )
+
+    def values(name: str) -> Rows | None:
+        if name in vectors:
+            return vectors[name]
+        if name == _VALID:
+            return np.array(came.seen.valid_fraction, np.float32)
+        if name == _STRANGE:
+            return model.strangeness(came.seen.patches, vectors["shared"])
+        head = name.removeprefix(_PROBABILITIES)
+        return artifact.probabilities(vectors[artifact.spec.heads[head].representation], head)
+
     answer = InferAnswer(
         model_name=artifact.spec.name,
         model_version=model.name.digest[:_DIGITS],
         id=came.request.id,
-        outputs=[_tensor(name, makers[name]()) for name in wanted],
+        outputs=[_tensor(name, values(name)) for name in wanted],
     )
     return json_answer(answer, model.name)
 

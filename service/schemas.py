@@ -23,23 +23,27 @@ class PixelQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bands: str | None = Field(
-        None,
+        default=None,
         pattern=BANDS_PATTERN,
         description="Bands of the upload in their order, such as B02,B03,B04,B08. Default: the "
         "model's own, in its order. Extra bands are left out.",
     )
     scale: float | None = Field(
-        None,
+        default=None,
         gt=0,
         le=1,
         allow_inf_nan=False,
         description="Reflectance of one digital number. Integer pixels need it.",
     )
     offset: float = Field(
-        0.0, ge=-1, le=1, allow_inf_nan=False, description="Reflectance of the digital number 0."
+        default=0.0,
+        ge=-1,
+        le=1,
+        allow_inf_nan=False,
+        description="Reflectance of the digital number 0.",
     )
     nodata: float | None = Field(
-        None,
+        default=None,
         allow_inf_nan=False,
         description="The number that stands for no data. NaN and a GeoTIFF's own value always do.",
     )
