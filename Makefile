@@ -85,6 +85,7 @@ benchmarks: setup ## ratios against named baselines
 
 soak: setup ## ten minutes of good and hostile requests to the service
 	$(BIN)/python -m benchmarks.soak --minutes 10
+	$(BIN)/python -m benchmarks.reading --minutes 10
 
 lock: setup ## resolve requirements.lock anew
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \

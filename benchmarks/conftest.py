@@ -1,9 +1,11 @@
-"""The model that benchmarks ask."""
+"""The model that benchmarks ask, and the products that they read."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from benchmarks.products import FULL_PX, SMALL_PX, Products
 from mimodel.artifact import Artifact, ArtifactSpec, Networks, save_artifact
 from mimodel.networks import EncoderSpec
 from mimodel.normalisation import Normalisation
@@ -32,3 +34,15 @@ def artifact_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def artifact(artifact_path: Path) -> Artifact:
     """The same, loaded."""
     return Artifact.load(artifact_path)
+
+
+@pytest.fixture(scope="session")
+def products(tmp_path_factory: pytest.TempPathFactory) -> Products:
+    """Made ones of 1536 pixels a side; or those in the folder CROSSMI_BENCHMARK_PRODUCTS.
+
+    Where that folder has none, they are made there at full size, which takes an hour.
+    """
+    kept = os.environ.get("CROSSMI_BENCHMARK_PRODUCTS")
+    if kept:
+        return Products.at(Path(kept), FULL_PX)
+    return Products.at(tmp_path_factory.mktemp("made"), SMALL_PX)

@@ -1,101 +1,114 @@
-"""Building, checking and reading a cube, against the least work that could do."""
+"""Building and checking a cube, against the least work that could do."""
 
 import itertools
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import rasterio
-import xarray
 
-from s2pairs.build import Request, build
+from benchmarks.products import BANDS, Products, repeated_cube
+from s2pairs.build import build
 from s2pairs.checking import check
-from s2pairs.cube import Cube, open_cube
-from s2pairs.simulate import simulate
-from s2pairs.sources.safe import SafeCatalogue
-from s2pairs.tiles import TileId
+from s2pairs.cube import Cube
+from s2pairs.scenes import PixelWindow
+from s2pairs.sources.jp2 import read_window
 
-TILE = TileId.parse("31TCJ")
-BANDS = ("B04", "B03", "B02", "B08")
 WORKERS = 2
-PAIRS = 64
+READERS = 4  # as `check` has them
+SHARDS = 48
 
 
-@pytest.fixture(scope="module")
-def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three dates of 1536 x 1536 pixels: more than one code block a band."""
-    folder = tmp_path_factory.mktemp("made")
-    period = {"start": date(2020, 3, 1), "end": date(2020, 9, 30)}
-    simulate([TILE], folder, size=1536, dates=3, cloudy_dates=0, **period)
-    return folder
-
-
-def built(products: Path, out: Path) -> Cube:
-    request = Request(tiles=(TILE,), bands=BANDS, dates=3)
-    build(request, SafeCatalogue(products, BANDS), out, workers=WORKERS, progress=lambda *_: None)
-    return open_cube(out)
-
-
-@pytest.fixture(scope="module")
-def cube(products: Path, tmp_path_factory: pytest.TempPathFactory) -> Cube:
-    return built(products, tmp_path_factory.mktemp("cube") / "cube.zarr")
-
-
-@pytest.mark.benchmark(group="build three dates of 1536 x 1536 from JPEG 2000")
+@pytest.mark.benchmark(group="build a cube of three dates from JPEG 2000")
 class TestBuild:
-    def test_decoding_alone(self, benchmark: Any, products: Path) -> None:
-        """The baseline: each band read whole by rasterio, on as many threads."""
+    """At 1536 pixels a side, what a build does once weighs more than in a tile of full size."""
 
-        def decode(path: Path) -> int:
+    def test_decoding_alone(self, benchmark: Any, products: Products) -> None:
+        """The baseline: the windows that the cube needs, each band opened once, on as many threads.
+
+        Windows come in the order of the blocks, so a block is decoded once.
+        """
+        windows = products.windows
+
+        def decode(path: str, some: list[PixelWindow]) -> int:
             with rasterio.open(path) as image:
-                return int(image.read(1).size)
+                return sum(read_window(image, window).size for window in some)
 
-        images = sorted(products.glob("*.SAFE/GRANULE/*/IMG_DATA/*_B*.jp2"))
-        with ThreadPoolExecutor(WORKERS) as pool:
-            sizes = benchmark.pedantic(lambda: list(pool.map(decode, images)), rounds=3)
-        assert sum(sizes) == 3 * 4 * 1536**2
+        def every() -> int:
+            jobs = [(scene.assets[band], some) for scene, some in windows for band in BANDS]
+            with ThreadPoolExecutor(WORKERS) as pool:
+                return sum(pool.map(decode, *zip(*jobs, strict=True)))
 
-    def test_build(self, benchmark: Any, products: Path, tmp_path: Path) -> None:
+        assert benchmark.pedantic(every, rounds=3) >= len(BANDS) * 64 * 64
+
+    def test_build(self, benchmark: Any, products: Products, tmp_path: Path) -> None:
         names = itertools.count()
-        made = benchmark.pedantic(
-            lambda: built(products, tmp_path / f"{next(names)}.zarr"), rounds=3
-        )
-        assert made.shards == -(-len(made) // 64)
+
+        def make() -> int:
+            out = tmp_path / f"{next(names)}.zarr"
+            request, source = products.request, products.catalogue
+            return build(request, source, out, workers=WORKERS, progress=lambda *_: None).shards
+
+        assert benchmark.pedantic(make, rounds=3) > 0
 
 
-@pytest.mark.benchmark(group=f"{PAIRS} random pairs of dates")
-class TestPairs:
-    def test_by_xarray(self, benchmark: Any, cube: Cube) -> None:
-        """The baseline: the same cube read by xarray and zarr, raw values."""
-        stored = xarray.open_zarr(cube.path, chunks=None, mask_and_scale=False).reflectance
-        draw = np.random.default_rng(0)
-
-        def read() -> Any:
-            places = xarray.DataArray(draw.integers(len(cube), size=2 * PAIRS), dims="look")
-            dates = xarray.DataArray(draw.integers(cube.dates, size=2 * PAIRS), dims="look")
-            return stored.isel(patch=places, date=dates).values
-
-        assert benchmark.pedantic(read, rounds=5, warmup_rounds=1).shape[0] == 2 * PAIRS
-
-    def test_by_cube(self, benchmark: Any, cube: Cube) -> None:
-        draw = np.random.default_rng(0)
-
-        def read() -> Any:
-            x, y = draw.integers(cube.dates, size=(2, PAIRS))
-            return cube.read_pairs(draw.integers(len(cube), size=PAIRS), x, y)
-
-        assert len(benchmark.pedantic(read, rounds=20, warmup_rounds=1)[0]) == PAIRS
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Cube:
+    """220 MB, so that what a check does once weighs little."""
+    return repeated_cube(tmp_path_factory.mktemp("large") / "cube.zarr", SHARDS)
 
 
-@pytest.mark.benchmark(group="every byte of a cube")
+def forgotten(folder: Path) -> None:
+    """Have the operating system drop what it remembers of the files, so that the disk is read."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def remembered(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param(
+            forgotten,
+            id="from the disk",
+            marks=pytest.mark.benchmark(group="every byte of a cube, from the disk"),
+        ),
+        pytest.param(
+            remembered,
+            id="from memory",
+            marks=pytest.mark.benchmark(group="every byte of a cube, from the page cache"),
+        ),
+    ],
+)
 class TestCheck:
-    def test_reading_alone(self, benchmark: Any, cube: Cube) -> None:
-        """The baseline: the files' bytes, read and dropped."""
-        files = [path for path in cube.path.rglob("*") if path.is_file()]
-        assert benchmark(lambda: sum(len(path.read_bytes()) for path in files)) > 10**6
+    def test_reading_alone(
+        self, benchmark: Any, large: Cube, before: Callable[[Path], None]
+    ) -> None:
+        """The baseline: the files' bytes, read and dropped, by as many threads."""
+        folder = Path(large.path)
+        files = [path for path in folder.rglob("*") if path.is_file()]
 
-    def test_check(self, benchmark: Any, cube: Cube) -> None:
-        assert not any(damage for damage, *_ in benchmark(lambda: list(check(cube.path))))
+        def read() -> int:
+            with ThreadPoolExecutor(READERS) as pool:
+                return sum(pool.map(lambda path: len(path.read_bytes()), files))
+
+        benchmark.extra_info["bytes"] = sum(path.stat().st_size for path in files)
+        assert benchmark.pedantic(read, setup=lambda: before(folder), rounds=3) > SHARDS * 10**6
+
+    def test_check(self, benchmark: Any, large: Cube, before: Callable[[Path], None]) -> None:
+        def run() -> list[Any]:
+            return [damage for damage, *_ in check(large.path) if damage]
+
+        assert not benchmark.pedantic(run, setup=lambda: before(Path(large.path)), rounds=3)

@@ -1,6 +1,6 @@
 """The straight line: tiles, scenes, patches, cube."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -25,7 +25,7 @@ from s2pairs.patches import (
     draw_regions,
 )
 from s2pairs.plan import Plan
-from s2pairs.running import Progress, Scheduler, Threads, Workers, run_all
+from s2pairs.running import Progress, Scheduler, Threads, Workers, at_a_time, run_all
 from s2pairs.scenes import (
     Catalogue,
     Grid,
@@ -109,7 +109,7 @@ class Report:
     left_out_because: tuple[str, ...]
     """Name and reason of each product that is not used."""
     remarks: tuple[str, ...]
-    """What was asked for and is not there: tiles without patches, empty splits."""
+    """What was asked for and is not there: regions, tiles without patches, empty splits."""
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "path": str(self.path)}
@@ -134,7 +134,9 @@ def build(
         listings = choose(request, catalogue)
         planned = plan(request, listings)
         stands = cubes.begun(out, planned)
-        todo = tasks(store_at(out), stands, scenes_of(listings), catalogue)
+        scenes = scenes_of(listings)
+        lanes = at_a_time(workers)
+        todo = tasks(store_at(out), stands, scenes, catalogue, at_a_time=lanes)
         stood = make(out, stands, todo, workers, progress)
     return Report(
         path=out,
@@ -145,7 +147,7 @@ def build(
         left_out=sum(len(listing.left_out) for listing in listings.values()),
         products=tuple(planned.attributes["products"]),
         left_out_because=tuple(planned.attributes["products_left_out"]),
-        remarks=_remarks(request, planned.table),
+        remarks=remarks(request, listings, planned.table),
     )
 
 
@@ -198,14 +200,34 @@ def scenes_of(listings: Mapping[TileId, Listing]) -> Scenes:
     }
 
 
-def _remarks(request: Request, table: PatchTable) -> tuple[str, ...]:
+def remarks(
+    request: Request, listings: Mapping[TileId, Listing], table: PatchTable
+) -> tuple[str, ...]:
+    """What was asked for and is not there."""
     empty = [tile.name for tile in request.tiles if tile.name not in table.tile]
     tiles = f"no patch of {', '.join(empty)}, whose ground belongs to the tiles before or lies "
     splits = [name for name in SPLITS if name not in table.split]
     return (
+        *_too_few_regions(request, listings),
         *([f"{tiles}between splits"] if empty else []),
         *([f"no patch for {', '.join(splits)}"] if splits else []),
     )
+
+
+def _too_few_regions(request: Request, listings: Mapping[TileId, Listing]) -> Iterator[str]:
+    """Where dates were chosen by region, the tiles that have fewer such regions than were asked."""
+    if request.choice != "region":
+        return
+    for tile, listing in listings.items():
+        grid = listing.scenes[0].grid
+        there = (grid.height // request.region_size) * (grid.width // request.region_size)
+        found, wanted = len(listing.of_region), min(request.regions, there)
+        if found < wanted:
+            yield (
+                f"tile {tile} has {found} regions of the {wanted} asked for: of its {there} the "
+                f"others have fewer than {request.dates} clear dates; allow more cloud or a "
+                "longer period"
+            )
 
 
 def choose(request: Request, catalogue: Catalogue, had: Had | None = None) -> dict[TileId, Listing]:

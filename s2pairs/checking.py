@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 
@@ -13,7 +14,7 @@ from s2pairs.cube import AGAIN, CHANGED, Cube, open_any, open_unchanged, plan_of
 from s2pairs.errors import S2PairsError
 from s2pairs.filling import Fill, Scenes, fill, tasks
 from s2pairs.lock import held
-from s2pairs.running import Progress, Threads, Workers, run_all
+from s2pairs.running import Progress, Threads, Workers, at_a_time, run_all
 from s2pairs.scenes import Catalogue, Source, Wanted
 from s2pairs.storage import Place, Store, store_at
 from s2pairs.tiles import TileId
@@ -53,21 +54,24 @@ def check(path: Place) -> Iterator[tuple[Damage | None, int, int]]:
     cube = open_any(path)
     total = cube.shards + 1
     store = cube.store
-    changed = _damage_of_plan(store)
-    yield Damage(None, f"{changed}; {_advice(path)}") if changed else None, 1, total
-    for shard, what in _damage_of_shards(cube):
-        damage = Damage(shard, f"{what}; {AGAIN}, or {_advice(path)}") if what else None
-        yield damage, shard + 2, total
+    with _reading_shards(cube) as found:
+        # while they are read
+        changed = _damage_of_plan(store)
+        yield Damage(None, f"{changed}; {_advice(path)}") if changed else None, 1, total
+        for shard, what in found:
+            damage = Damage(shard, f"{what}; {AGAIN}, or {_advice(path)}") if what else None
+            yield damage, shard + 2, total
 
 
 def _advice(path: Place) -> str:
     return f"s2pairs check {path} --repair SOURCE mends it"
 
 
-def _damage_of_shards(cube: Cube) -> Iterator[tuple[int, str | None]]:
-    ledger = cube.ledger
+@contextmanager
+def _reading_shards(cube: Cube) -> Iterator[Iterator[tuple[int, str | None]]]:
+    """Begin to read all shards; gives each with what is wrong with it, in order."""
     with ThreadPoolExecutor(max(_READERS, cube.store.lanes)) as pool:
-        yield from enumerate(pool.map(ledger.damage, range(cube.shards)))
+        yield enumerate(pool.map(cube.ledger.damage, range(cube.shards)))
 
 
 def _damage_of_plan(store: Store) -> str | None:
@@ -113,9 +117,10 @@ def _mend_plan(store: Store) -> tuple[str, ...]:
 
 def _broken_shards(cube: Cube, progress: Progress) -> list[int]:
     broken = []
-    for shard, what in _damage_of_shards(cube):
-        broken += [shard] if what else []
-        progress(shard + 1, cube.shards)
+    with _reading_shards(cube) as found:
+        for shard, what in found:
+            broken += [shard] if what else []
+            progress(shard + 1, cube.shards)
     return broken
 
 
@@ -130,7 +135,15 @@ def _rebuild(
     rows = np.isin(np.arange(len(cube)) // cube.shard_patches, broken)
     catalogue = source(cube.bands, _wanted(cube, rows))
     scenes = _scenes(np.unique(cube.tile[rows]).tolist(), catalogue)
-    todo = tasks(cube.store, plan_of(cube), scenes, catalogue, shards=broken, binding=True)
+    todo = tasks(
+        cube.store,
+        plan_of(cube),
+        scenes,
+        catalogue,
+        shards=broken,
+        binding=True,
+        at_a_time=at_a_time(workers),
+    )
     runner = Threads(workers) if isinstance(workers, int) else workers
     return [reason for reasons in run_all(_mend, todo, runner, progress) for reason in reasons]
 

@@ -422,15 +422,17 @@ def main() -> None:
 
 def _planned(request: "Request", catalogue: "Catalogue", workers: int) -> dict[str, Any]:
     """Print what a build would do; the same as JSON values."""
-    from s2pairs.build import choose
+    from s2pairs.build import choose, remarks
     from s2pairs.build import plan as all_but_pixels
     from s2pairs.cost import estimate, lines
 
     listings = choose(request, catalogue)
-    found = estimate(listings, all_but_pixels(request, listings), catalogue, workers)
-    for line in lines(found):
+    planned = all_but_pixels(request, listings)
+    found = estimate(listings, planned, catalogue, workers, request.wanted)
+    said = remarks(request, listings, planned.table)
+    for line in [*lines(found), *said]:
         typer.echo(line)
-    return found.as_json()
+    return {**found.as_json(), "remarks": said}
 
 
 @contextmanager

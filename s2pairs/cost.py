@@ -6,7 +6,9 @@ it takes is reckoned from the speed at which this machine decodes a made image j
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import reduce
+from operator import add
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
@@ -14,18 +16,18 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from s2pairs.errors import CubeError
-from s2pairs.patches import PATCH_PX
+from s2pairs.filling import readings
 from s2pairs.plan import Plan
-from s2pairs.scenes import Catalogue, Listing, PixelWindow, Scene
+from s2pairs.scenes import Catalogue, Listing, PixelWindow, Scene, Wanted
 from s2pairs.tiles import TileId
 
 FREE_REQUESTS = FREE_UNITS = 10_000
 """A month, for a free account of the Copernicus Data Space."""
-REQUESTS_PER_MINUTE = 300
+PER_MINUTE = 300
+"""Requests, and as many processing units, for the same account."""
 COMPRESSION = 1.5
 """Times by which pixels shrink in a cube, as made and real scenes did: only about right."""
 _MASK_BYTES = 150  # of a mask of 64 x 64 pixels, compressed, with its place in the index
-_BLOCK_PX = 1024
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,26 @@ class ReadCost:
     """To decode: whole blocks, each counted once."""
     requests: int = 0
     processing_units: float = 0.0
+    assumed_bytes: int = 0
+    """Those of `bytes` that are in files whose size nobody says."""
+
+    def __add__(self, other: "ReadCost") -> "ReadCost":
+        return ReadCost(*map(add, astuple(self), astuple(other)))
 
 
 @runtime_checkable
 class Priced(Protocol):
-    """A catalogue that can tell its price."""
+    """A catalogue that can tell its price. It reads no pixel and sends nothing for it."""
 
     def cost(self, scene: Scene, bands: Sequence[str], windows: Sequence[PixelWindow]) -> ReadCost:
-        """Of reading these windows in these bands once. Reads no pixel and sends nothing."""
+        """Of reading these windows in these bands, and their masks, once."""
+        ...
+
+    def cost_of_listing(self, tile: TileId, wanted: Wanted) -> ReadCost:
+        """Of what a build reads of the tile's scenes before it chooses among them.
+
+        `scenes` has been asked for that tile. Searches are not counted.
+        """
         ...
 
 
@@ -70,11 +84,13 @@ class Estimate:
 
     @property
     def seconds(self) -> float | None:
-        """Decoding on all workers, or the requests at the rate that is allowed; not the network."""
+        """Decoding on all workers, or what a quota allows in a minute; not the network."""
         if self.read is None:
             return None
         decoding = self.read.pixels / self.decoded_per_second / self.workers
-        return max(decoding, self.read.requests / REQUESTS_PER_MINUTE * 60)
+        units = self.read.processing_units
+        metered = max(self.read.requests, units) if units else 0.0
+        return max(decoding, metered / PER_MINUTE * 60)
 
     def as_json(self) -> dict[str, Any]:
         read = None if self.read is None else vars(self.read)
@@ -84,10 +100,16 @@ class Estimate:
 
 
 def estimate(
-    listings: Mapping[TileId, Listing], planned: Plan, catalogue: Catalogue, workers: int
+    listings: Mapping[TileId, Listing],
+    planned: Plan,
+    catalogue: Catalogue,
+    workers: int,
+    wanted: Wanted,
 ) -> Estimate:
-    """The cost of building `planned` from `catalogue` with so many workers."""
-    windows = _windows_by_scene(planned)
+    """The cost of building `planned` from `catalogue` with so many workers.
+
+    `wanted` is what the build would be told to choose from.
+    """
     scenes = {
         (tile.name, scene.product): scene
         for tile, listing in listings.items()
@@ -95,16 +117,19 @@ def estimate(
     }
     read = None
     if isinstance(catalogue, Priced):
+        # what the very tasks of the build would ask for
         costs = [
-            catalogue.cost(scenes[key], planned.bands, places) for key, places in windows.items()
+            catalogue.cost(scene, planned.bands, windows)
+            for scene, windows in readings(planned, scenes, workers)
         ]
-        read = ReadCost(*(sum(getattr(cost, name) for cost in costs) for name in _FIELDS))
-    pairs = list(zip(planned.table.tile.tolist(), planned.table.region.tolist(), strict=True))
+        costs += [catalogue.cost_of_listing(tile, wanted) for tile in listings]
+        read = reduce(add, costs, ReadCost(0, 0))
+    taken = _regions_by_scene(planned)
     images = planned.product.size
     return Estimate(
         scenes={
             tile.name: [
-                _described(scene, len(windows.get((tile.name, scene.product), ())))
+                _described(scene, len(taken.get((tile.name, scene.product), ())))
                 for scene in listing.scenes
             ]
             for tile, listing in listings.items()
@@ -116,16 +141,16 @@ def estimate(
             for tile, listing in listings.items()
         },
         patches=len(planned.table),
-        regions={tile.name: sum(t == tile.name for t, _ in set(pairs)) for tile in listings},
+        regions={
+            tile.name: len(set(planned.table.region[planned.table.tile == tile.name].tolist()))
+            for tile in listings
+        },
         cube_bytes=round(images * (planned.layout.chunk_bytes / COMPRESSION + _MASK_BYTES)),
         read=read,
         decoded_per_second=decoding_speed(),
         workers=workers,
         notes=_notes(read),
     )
-
-
-_FIELDS = ("bytes", "pixels", "requests", "processing_units")
 
 
 def _described(scene: Scene, regions: int) -> dict[str, Any]:
@@ -137,36 +162,34 @@ def _described(scene: Scene, regions: int) -> dict[str, Any]:
     }
 
 
+def _regions_by_scene(planned: Plan) -> dict[tuple[str, str], set[int]]:
+    """By tile and product, the regions that take it."""
+    taken: dict[tuple[str, str], set[int]] = {}
+    places = zip(planned.table.tile.tolist(), planned.table.region.tolist(), strict=True)
+    for (tile, region), products in zip(places, planned.product.tolist(), strict=True):
+        for product in products:
+            taken.setdefault((tile, product), set()).add(region)
+    return taken
+
+
 def _notes(read: ReadCost | None) -> tuple[str, ...]:
     if read is None:
         return ("this source cannot tell what reading costs",)
     notes = ["time is for decoding alone, as fast as a made image was decoded just now"]
-    months = max(read.requests / FREE_REQUESTS, read.processing_units / FREE_UNITS)
-    if read.requests or read.processing_units:
+    if read.assumed_bytes:
+        notes.append(
+            f"{read.assumed_bytes / read.bytes:.0%} of the bytes are of files whose size nobody "
+            "says; they are taken for files of the usual size"
+        )
+    if read.processing_units:
+        months = max(read.requests / FREE_REQUESTS, read.processing_units / FREE_UNITS)
         notes.append(
             f"{months:.2f} months of a free account ({FREE_REQUESTS} requests and {FREE_UNITS} "
-            "processing units each)"
+            f"processing units each, {PER_MINUTE} a minute)"
         )
-    if months > 1:
-        notes.append("more than one month's free quota: ask for less, or take stac: or safe:")
+        if months > 1:
+            notes.append("more than one month's free quota: ask for less, or take stac: or safe:")
     return tuple(notes)
-
-
-def _windows_by_scene(planned: Plan) -> dict[tuple[str, str], list[PixelWindow]]:
-    """By tile and product, the windows that hold the patches of each region."""
-    table = planned.table
-    rows: dict[tuple[str, int], list[int]] = {}
-    places = zip(table.tile.tolist(), table.region.tolist(), strict=True)
-    for row, place in enumerate(places):
-        rows.setdefault(place, []).append(row)
-    windows: dict[tuple[str, str], list[PixelWindow]] = {}
-    for (tile, _), own in rows.items():
-        top, left = int(table.row[own].min()), int(table.col[own].min())
-        height = int(table.row[own].max()) + PATCH_PX - top
-        width = int(table.col[own].max()) + PATCH_PX - left
-        for product in planned.product[own[0]].tolist():
-            windows.setdefault((tile, product), []).append(PixelWindow(top, left, height, width))
-    return windows
 
 
 def decoding_speed() -> float:
@@ -200,19 +223,6 @@ def decoding_speed() -> float:
         return side * side / (perf_counter() - started)
 
 
-def touched_blocks(
-    windows: Sequence[PixelWindow], step: int, block: int = _BLOCK_PX
-) -> set[tuple[int, int]]:
-    """Blocks of an image that windows of 10 m pixels touch; its pixels are `step` times 10 m."""
-    side = block * step
-    return {
-        (row, col)
-        for window in windows
-        for row in range(window.row // side, (window.row + window.height - 1) // side + 1)
-        for col in range(window.col // side, (window.col + window.width - 1) // side + 1)
-    }
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write for scripts to read; `CubeError` if `path` cannot be written."""
     try:
@@ -238,11 +248,9 @@ def lines(planned: Estimate) -> list[str]:
     told.append(f"cube: {planned.patches} patches, about {planned.cube_bytes / 1e6:.1f} MB")
     if planned.read is not None and planned.seconds is not None:
         read = planned.read
-        asked = (
-            f", {read.requests} requests, {read.processing_units:.1f} processing units"
-            if read.requests
-            else ""
-        )
+        asked = f", {read.requests} requests" if read.requests else ""
+        if read.processing_units:
+            asked += f", {read.processing_units:.1f} processing units"
         told.append(
             f"to read: about {read.bytes / 1e6:.1f} MB{asked}; to decode: "
             f"{read.pixels / 1e6:.0f} million pixels, about {planned.seconds:.0f} s "

@@ -1,8 +1,10 @@
 """Filling the shards of a cube: from products, or from other cubes. One task fills a few, whole."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from s2pairs.patches import PATCH_PX, PatchTable
 from s2pairs.plan import Plan
 from s2pairs.scenes import Catalogue, PixelWindow, Scene, naming
 from s2pairs.shards import Pixels, ShardLayout, Values
-from s2pairs.storage import Place, Store
+from s2pairs.storage import LocalStore, Place, Store
 
 TASK_BYTES = 100 * 2**20
 """Pixels that one task holds in memory, or one shard; with 4 bands and 12 dates, 4 shards."""
@@ -141,14 +143,18 @@ def tasks(
     origins: Origins | None = None,
     shards: Sequence[int] | None = None,
     binding: bool = False,
+    at_a_time: int = 1,
 ) -> list[Fill]:
     """Tasks that fill a cube, or these `shards` of it.
 
-    Runs of shards are read together: one decoding of an image's block serves them all.
+    Runs of shards are read together: one decoding of an image's block serves them all. They are
+    about equal, and a multiple of those that run `at_a_time`, so that no worker is left waiting.
     """
     layout = plan.layout
-    together = max(1, TASK_BYTES // (layout.patches * layout.dates * layout.chunk_bytes))
+    most = max(1, TASK_BYTES // (layout.patches * layout.dates * layout.chunk_bytes))
     wanted = range(plan.shards) if shards is None else shards
+    rounds = math.ceil(len(wanted) / most / at_a_time)
+    together = max(1, math.ceil(len(wanted) / max(1, rounds * at_a_time)))
     origins = origins or Origins.none(len(plan.table), layout.dates)
     return [
         _task(
@@ -162,6 +168,16 @@ def tasks(
         )
         for first in range(0, len(wanted), together)
     ]
+
+
+def readings(
+    plan: Plan, scenes: Scenes, at_a_time: int = 1
+) -> Iterator[tuple[Scene, list[PixelWindow]]]:
+    """What filling a whole cube from products reads: task after task, of each scene its windows."""
+    for task in tasks(LocalStore(Path()), plan, scenes, None, at_a_time=at_a_time):
+        for (tile, product), places in _by_scene(task).items():
+            windows = [_bounds(task.table, patches) for patches, _ in places]
+            yield _scene(task, tile, product), windows
 
 
 def _task(

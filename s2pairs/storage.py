@@ -146,9 +146,10 @@ class LocalStore(Store):
     def sizes(self) -> dict[str, int]:
         found = {}
         for root, _, names in os.walk(self.place):
-            inside = Path(root).relative_to(self.place)
+            inside = Path(root).relative_to(self.place).as_posix()
+            below = "" if inside == "." else f"{inside}/"
             for name in names:
-                found[(inside / name).as_posix()] = Path(root, name).stat().st_size
+                found[below + name] = os.stat(f"{root}/{name}").st_size  # noqa: PTH116, thousands
         return found
 
     def adopt(self, key: str, other: Store, other_key: str) -> None:

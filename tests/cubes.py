@@ -26,14 +26,10 @@ def made_cube(path: Path, patches: int, *, columns: int = 8, seed: int = 0) -> C
     Patches stand in rows of `columns` on their tile. Patch 1 has no data at date 0, patch 2 on its
     upper half at date 1.
     """
-    plan = _plan(patches, columns)
+    plan = made_plan(patches, columns)
     create(path, plan)
-    size = plan.layout.patches
     for shard in range(plan.shards):
-        some = np.arange(shard * size, min((shard + 1) * size, patches))
-        pixels = _pixels(some, seed)
-        masks = np.where((pixels == 0).any(axis=2), NO_DATA, 0).astype(np.uint8)
-        write_shard(path, plan, shard, pixels, masks)
+        write_shard(path, plan, shard, *made_shard(plan, shard, seed))
     return open_cube(path)
 
 
@@ -42,7 +38,15 @@ def write_shard(path: Path, plan: Plan, shard: int, pixels: Pixels, masks: Flags
     Ledger(store_at(path), plan.digest).write(shard, encoded(plan.layout, pixels, masks))
 
 
-def _plan(patches: int, columns: int) -> Plan:
+def made_shard(plan: Plan, shard: int = 0, seed: int = 0) -> tuple[Pixels, Flags]:
+    """Stored values (patch, date, band, 64, 64) and masks (patch, date, 64, 64) of a shard."""
+    size = plan.layout.patches
+    some = np.arange(shard * size, min((shard + 1) * size, len(plan.table)))
+    pixels = _pixels(some, seed)
+    return pixels, np.where((pixels == 0).any(axis=2), NO_DATA, 0).astype(np.uint8)
+
+
+def made_plan(patches: int, columns: int) -> Plan:
     number = np.arange(patches)
     south = number >= patches // 2
     place = np.where(south, number - patches // 2, number)
@@ -74,7 +78,7 @@ def _corners(tiles: list[TileId]) -> list[tuple[int, int]]:
     return [tile.upper_left() for tile in tiles]
 
 
-def _pixels(patches: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.uint16]:
+def _pixels(patches: npt.NDArray[np.int64], seed: int) -> Pixels:
     """Stored values (patch, date, band, 64, 64)."""
     rows, columns = np.mgrid[:64, :64] / 64
     pixels = np.empty((len(patches), len(DAYS), len(BANDS), 64, 64), np.uint16)

@@ -123,6 +123,10 @@ class Assets:
         else:
             self.look(href, _last_pixel)
 
+    def size(self, href: str) -> int:
+        """Of a file on this machine, in bytes."""
+        return Path(_kind(href)[1]).stat().st_size
+
     def content(self, href: str) -> bytes | None:
         """A small file such as metadata; None where it lies in an object store, which needs keys
         that only GDAL has here."""

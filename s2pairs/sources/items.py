@@ -169,6 +169,28 @@ def cloud_cover(properties: Properties) -> float:
     return value
 
 
+def stated_grid(properties: Properties, tile: TileId) -> Grid:
+    """The grid by `proj:bbox`, which is the product's; the whole tile's where it is not said.
+
+    `SceneError` where it lies elsewhere than the tile.
+    """
+    usual = usual_grid(tile)
+    if "proj:bbox" not in properties:
+        return usual
+    code = str(properties.get("proj:code", "")).removeprefix("EPSG:")
+    try:
+        west, south, east, north = (float(each) for each in properties["proj:bbox"])
+        sides = (north - south) / PIXEL_SIZE_M, (east - west) / PIXEL_SIZE_M
+        epsg = int(properties.get("proj:epsg") or code)
+        grid = Grid(epsg, west, north, round(sides[0]), round(sides[1]))
+    except (TypeError, ValueError) as error:
+        raise SceneError(f"proj:bbox and proj:epsg say no grid: {error!r}") from error
+    placed = (grid.epsg, grid.left, grid.top) == (usual.epsg, usual.left, usual.top)
+    if not placed or sides != (grid.height, grid.width) or grid.height > usual.height:
+        raise SceneError(f"it lies at {grid}, the tile at {usual}")
+    return grid
+
+
 def usual_grid(tile: TileId) -> Grid:
     """The grid of a whole product of the tile."""
     left, top = tile.upper_left()

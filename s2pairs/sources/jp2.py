@@ -133,6 +133,8 @@ def read_window(file: "DatasetReader", window: PixelWindow, layer: int = 1) -> n
     if bottom > file.height or right > file.width:
         raise SceneError(f"{file.name} has no pixels at {window}")
     coarse = file.read(layer, window=Window(left, top, right - left, bottom - top))
+    if factor == 1:
+        return np.asarray(coarse)
     fine = coarse.repeat(factor, axis=0).repeat(factor, axis=1)
     row, col = window.row - top * factor, window.col - left * factor
     return np.ascontiguousarray(fine[row : row + window.height, col : col + window.width])

@@ -6,6 +6,7 @@ it; others are brought to 10 m in UTM by nearest neighbour, so that no number is
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from s2pairs.bands import QUANTIFICATION, STORED_NO_DATA, STORED_SATURATED
+from s2pairs.cost import ReadCost
 from s2pairs.errors import SceneError, SourceError, TileError
 from s2pairs.masks import CLOUD, NO_DATA, Flags, estimated, from_scene_classes
-from s2pairs.scenes import Grid, LeftOut, Listing, PixelWindow, Scene
+from s2pairs.scenes import Grid, LeftOut, Listing, PixelWindow, Scene, Wanted
 from s2pairs.sources.jp2 import driver_of, grid_of, read_window
 from s2pairs.sources.offsets import ADDED, Samples, witnessed
 from s2pairs.sources.rasters_files import (
@@ -30,6 +32,7 @@ from s2pairs.sources.rasters_files import (
     found_layers,
     read_settings,
 )
+from s2pairs.sources.reading_cost import pixels_of, touched_blocks
 from s2pairs.tiles import PIXEL_SIZE_M, TileId, tile_at
 
 if TYPE_CHECKING:
@@ -68,7 +71,9 @@ class RastersCatalogue:
         self._folder = folder
         self._bands = tuple(bands)
         self._settings = read_settings(folder)
-        self._images = _by_tile_and_day(found_layers(folder, self._settings))
+        layers = found_layers(folder, self._settings)
+        self._layers = Counter(layer.file for layer in layers)
+        self._images = _by_tile_and_day(layers)
         self._of_product: dict[str, tuple[Image, Offsets]] = {}
         if not self._images:
             raise SourceError(
@@ -126,6 +131,35 @@ class RastersCatalogue:
                 from_scene_classes(_read(raster, image[CLASSES], window).astype(np.uint8))
                 for window in windows
             ]
+
+    def cost(self, scene: Scene, bands: Sequence[str], windows: Sequence[PixelWindow]) -> ReadCost:
+        """The blocks of the layers that the windows touch, by what the heads of the files say."""
+        image, _ = self._of_product[scene.product]
+        wanted = [*bands, *([CLASSES] if CLASSES in image else [])]
+        total = ReadCost(0, 0)
+        for layer in (image[name] for name in wanted):
+            with _opened(layer, self._settings, scene.grid) as raster:
+                step = round(raster.transform.a) // PIXEL_SIZE_M
+                block = raster.block_shapes[layer.index - 1]
+                touched = touched_blocks(windows, step, block)
+                pixels = pixels_of(touched, raster.shape, block)
+                part = pixels / math.prod(raster.shape)
+            total += ReadCost(round(self._bytes(layer) * part), pixels)
+        return total
+
+    def cost_of_listing(self, tile: TileId, wanted: Wanted) -> ReadCost:
+        """Every layer of the tile is looked at: at most all of it, less where it has overviews."""
+        layers = [
+            layer
+            for (of, _), image in self._images.items()
+            if of == tile.name
+            for layer in image.values()
+        ]
+        return ReadCost(sum(map(self._bytes, layers)), 0)
+
+    def _bytes(self, layer: Layer) -> int:
+        """Of one layer of a file, as if all were equal."""
+        return layer.file.stat().st_size // self._layers[layer.file]
 
     def _level(self, tile: TileId, images: Mapping[str, Image]) -> str:
         if self._settings.level:

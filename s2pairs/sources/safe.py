@@ -12,20 +12,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from s2pairs.bands import band
-from s2pairs.cost import ReadCost, touched_blocks
+from s2pairs.cost import ReadCost
 from s2pairs.errors import SceneError, SourceError
 from s2pairs.masks import Flags
-from s2pairs.scenes import LeftOut, Listing, PixelWindow, Scene
+from s2pairs.scenes import LeftOut, Listing, PixelWindow, Scene, Wanted
 from s2pairs.sources.archive import Archive, product_name, size_of
 from s2pairs.sources.jp2 import check_complete, check_grid, read_band
+from s2pairs.sources.reading_cost import cost_of_image
 from s2pairs.sources.safe_masks import check_mask, read_masks
 from s2pairs.sources.safe_product import read_scene, tiles_inside
-from s2pairs.tiles import PIXEL_SIZE_M, TileId
+from s2pairs.tiles import TileId
 
 _TILE_IN_NAME = re.compile(r"_T([0-9]{2}[A-Z]{3})_", re.ASCII)
 _ARCHIVE = re.compile(r"S2[A-Z]_.*\.zip|.*\.SAFE\.zip", re.ASCII)
-_BLOCKS_PX = {1: 1024, 2: 640, 6: 192}  # side of a coded block, by the step of the band
 
 
 class SafeCatalogue:
@@ -69,18 +68,17 @@ class SafeCatalogue:
 
     def cost(self, scene: Scene, bands: Sequence[str], windows: Sequence[PixelWindow]) -> ReadCost:
         """The blocks of the band files that the windows touch, and the masks, which are small."""
-        size = sum(size_of(location) for location in scene.masks.values())
-        pixels = 0
+        total = ReadCost(sum(size_of(location) for location in scene.masks.values()), 0)
         for name in bands:
-            step = band(name).resolution_m // PIXEL_SIZE_M
-            every = PixelWindow(0, 0, scene.grid.height, scene.grid.width)
-            touched, there = (
-                len(touched_blocks(some, step, _BLOCKS_PX[step])) for some in (windows, [every])
+            file = scene.assets[name]
+            total += cost_of_image(
+                file, name, scene.grid, windows, size=size_of(file), over_http=False
             )
-            rows, columns = -(-scene.grid.height // step), -(-scene.grid.width // step)
-            size += size_of(scene.assets[name]) * touched // there
-            pixels += rows * columns * touched // there
-        return ReadCost(bytes=size, pixels=pixels)
+        return total
+
+    def cost_of_listing(self, tile: TileId, wanted: Wanted) -> ReadCost:
+        """Next to nothing: metadata, and the ends of files."""
+        return ReadCost(0, 0)
 
     def _enter(self, path: Path) -> None:
         match = _TILE_IN_NAME.search(path.name)

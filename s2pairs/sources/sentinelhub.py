@@ -42,7 +42,7 @@ _LEVELS = ("L1C", "L2A")
 _PAGE = 100
 _MOST_PAGES = 1_000  # of a search for one tile
 _MARGIN = timedelta(seconds=1)  # items are dated to the second
-_UNIT_PX, _UNIT_BANDS, _LEAST_AREA, _LEAST_UNITS = 512 * 512, 3, 0.01, 0.001
+_UNIT_PX, _UNIT_BANDS, _LEAST_AREA, _LEAST_UNITS = 512 * 512, 3, 0.01, 0.005
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def cost_of(windows: Sequence[PixelWindow], bands: Sequence[str], dates: int, le
     """Of reading windows at a number of dates; no request is made.
 
     A processing unit is 512 x 512 pixels of 3 bands in up to 16 bits; the data mask is free.
-    Level-2A has one band more, the scene classification. Source: Sentinel Hub, "Definition of a
-    processing unit".
+    Level-2A has one band more, the scene classification. The least is a hundredth of the area and
+    0.005 units a request. Source: Sentinel Hub, "Processing Unit definition".
     """
     parts = [part for window in windows for part in _parts(window)]
     count = len(bands) + (level == "L2A")
@@ -150,6 +150,10 @@ class SentinelHubCatalogue:
             processing_units=taken.processing_units,
         )
 
+    def cost_of_listing(self, tile: TileId, wanted: Wanted) -> ReadCost:
+        """Nothing: the Catalog says what there is, and no pixel is looked at."""
+        return ReadCost(0, 0)
+
     def _search(self, tile: TileId) -> dict[str, Mapping[str, Any]]:
         """Items by name."""
         from sentinelhub import CRS, BBox, SentinelHubCatalog
@@ -181,7 +185,7 @@ class SentinelHubCatalogue:
         said = items.describe(item["id"], properties)
         if said.level != self._level:
             raise SceneError(f"it is {said.level}, not {self._level}")
-        grid = _grid_of(properties, tile)
+        grid = items.stated_grid(properties, tile)
         sensed = utc(str(properties.get("datetime")))
         return Scene(
             product=said.product,
@@ -202,6 +206,11 @@ class SentinelHubCatalogue:
 
     def _layers(self, scene: Scene, windows: Sequence[PixelWindow]) -> list[npt.NDArray[np.uint16]]:
         """All layers (band, height, width) of each window, and the classes last for Level-2A."""
+        if self._wanted is None:
+            raise SourceError(
+                "choosing dates by region reads every scene from Sentinel Hub, which takes "
+                "processing units, so a plan cannot do it; plan with --choice tile"
+            )
         kept = self._kept.only(scene, windows)
         for window in windows:
             if window not in kept:
@@ -450,23 +459,6 @@ def _corners(grid: Grid, window: PixelWindow) -> tuple[float, float, float, floa
     north = grid.top - window.row * PIXEL_SIZE_M
     east, south = west + window.width * PIXEL_SIZE_M, north - window.height * PIXEL_SIZE_M
     return west, south, east, north
-
-
-def _grid_of(properties: Mapping[str, Any], tile: TileId) -> Grid:
-    """The grid by `proj:bbox`, which is the product's; the whole tile's where it is not said."""
-    usual = items.usual_grid(tile)
-    if "proj:bbox" not in properties:
-        return usual
-    try:
-        west, south, east, north = (float(each) for each in properties["proj:bbox"])
-        sides = (north - south) / PIXEL_SIZE_M, (east - west) / PIXEL_SIZE_M
-        grid = Grid(int(properties["proj:epsg"]), west, north, round(sides[0]), round(sides[1]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise SceneError(f"proj:bbox and proj:epsg say no grid: {error!r}") from error
-    placed = (grid.epsg, grid.left, grid.top) == (usual.epsg, usual.left, usual.top)
-    if not placed or sides != (grid.height, grid.width) or grid.height > usual.height:
-        raise SceneError(f"it lies at {grid}, the tile at {usual}")
-    return grid
 
 
 def _evalscript(names: Sequence[str], scene: Scene) -> str:

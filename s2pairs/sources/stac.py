@@ -16,6 +16,7 @@ from urllib.parse import urljoin
 import numpy as np
 import numpy.typing as npt
 
+from s2pairs.cost import ReadCost
 from s2pairs.errors import SceneError, SourceError
 from s2pairs.masks import Flags, from_scene_classes
 from s2pairs.scenes import Grid, LeftOut, Listing, PixelWindow, Scene, Wanted
@@ -24,6 +25,7 @@ from s2pairs.sources.assets import Assets, Buckets
 from s2pairs.sources.jp2 import check_lies_on, grid_of, read_window
 from s2pairs.sources.offsets import Samples, confirmed, settled
 from s2pairs.sources.reach import Reach, shown
+from s2pairs.sources.reading_cost import cost_of_a_look, cost_of_image
 from s2pairs.sources.safe_product import Radiometry, read_radiometry
 from s2pairs.sources.stac_assets import (
     band_asset,
@@ -125,6 +127,8 @@ class StacCatalogue:
         self._start = start if remote else str(Path(start).resolve())
         self._root: Any = _root(self._start, self._web)
         self._listed: list[pystac.Item | LeftOut] | None = None
+        self._known: dict[str, tuple[Scene, ...]] = {}
+        self._sizes: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to read scenes; it opens the catalogue if it is to list."""
@@ -138,6 +142,7 @@ class StacCatalogue:
             made = list(pool.map(lambda item: self._scene_or_why(item, tile), read.values()))
         scenes = [each for each in made if isinstance(each, Scene)]
         left_out = [each for each in (*found, *made) if isinstance(each, LeftOut)]
+        self._known[tile.name] = tuple(scenes)
         return Listing(
             tuple(sorted(scenes, key=lambda scene: scene.product)),
             tuple(sorted(left_out, key=lambda entry: entry.product)),
@@ -159,6 +164,36 @@ class StacCatalogue:
             scene.masks["SCL"], lambda image: [read_window(image, window) for window in windows]
         )
         return [from_scene_classes(each.astype(np.uint8)) for each in classes]
+
+    def cost(self, scene: Scene, bands: Sequence[str], windows: Sequence[PixelWindow]) -> ReadCost:
+        """The blocks of the files that the windows touch, and of the scene classification."""
+        total = ReadCost(0, 0)
+        for name, href in [*((name, scene.assets[name]) for name in bands), *scene.masks.items()]:
+            total += cost_of_image(
+                href, name, scene.grid, windows, size=self._size(href), over_http=_is_remote(href)
+            )
+        return total
+
+    def cost_of_listing(self, tile: TileId, wanted: Wanted) -> ReadCost:
+        """The files of every scene that may be chosen are looked at, and its metadata are read."""
+        total = ReadCost(0, 0)
+        for scene in self._known[tile.name]:
+            if not wanted.allows(scene.acquired, scene.cloud_cover):
+                continue
+            hrefs = scene.assets.items()
+            own = all(href.endswith(".jp2") and href.startswith("http") for _, href in hrefs)
+            total += ReadCost(0, 0, requests=int(own))
+            for name, href in hrefs:
+                total += cost_of_a_look(
+                    href, name, scene.grid, size=self._size(href), over_http=_is_remote(href)
+                )
+        return total
+
+    def _size(self, href: str) -> int | None:
+        """Of a file in bytes, by its item or where it lies on this machine."""
+        if href not in self._sizes and not _is_remote(href):
+            self._sizes[href] = self._assets.size(href)
+        return self._sizes.get(href)
 
     def _items(self, tile: TileId) -> list["pystac.Item | LeftOut"]:
         """The items of a tile, and what may be one of it but cannot be read."""
@@ -198,7 +233,7 @@ class StacCatalogue:
         masks = {"SCL": self._href(classes)} if classes else {}
         cover = items.cloud_cover(item.properties)
         claims, quantification = radiometry(item, said, self._bands)
-        grid = items.usual_grid(tile)
+        grid = _likely_grid(item, tile)
         offsets = next(iter(claims.values()), dict.fromkeys(self._bands, 0))
         if self._wanted is not None and self._wanted.allows(said.acquired, cover):
             own = self._own_radiometry(item, assets)
@@ -232,6 +267,9 @@ class StacCatalogue:
         except ValueError as error:
             raise SceneError(f"{shown(asset.href)!r} is not a URL: {error}") from error
         self._assets.check_allowed(href)
+        size = asset.extra_fields.get("file:size")
+        if isinstance(size, int) and size > 0:
+            self._sizes[href] = size
         return href
 
     def _own_radiometry(self, item: "pystac.Item", assets: Mapping[str, str]) -> Radiometry | None:
@@ -438,6 +476,18 @@ def _may_be_of(item: "pystac.Item | LeftOut", tile: TileId) -> bool:
     if isinstance(item, LeftOut):
         return items.tile_of(item.product, {}) in (None, tile.name)
     return items.tile_of(item.id, item.properties) == tile.name
+
+
+def _likely_grid(item: "pystac.Item", tile: TileId) -> Grid:
+    """Before files are opened: as the item says it, unless that is amiss."""
+    try:
+        return items.stated_grid(item.properties, tile)
+    except SceneError:
+        return items.usual_grid(tile)
+
+
+def _is_remote(href: str) -> bool:
+    return "://" in href and not href.startswith("file://")
 
 
 def _joined(start: str, href: str) -> str:

@@ -13,11 +13,12 @@ from typer.testing import CliRunner, Result
 
 from s2pairs.build import Request, build, choose, plan
 from s2pairs.cli import app
-from s2pairs.cost import estimate, touched_blocks
+from s2pairs.cost import estimate
 from s2pairs.cube import open_cube
 from s2pairs.masks import CLOUD
 from s2pairs.safe_writer import L1CMasks, L1CProduct, write_l1c
 from s2pairs.scenes import PixelWindow
+from s2pairs.sources.reading_cost import touched_blocks
 from s2pairs.sources.safe import SafeCatalogue
 from s2pairs.tiles import TileId
 from tests.worlds import dn_of_place, l1c
@@ -121,6 +122,26 @@ def test_a_plan_reads_no_pixel_and_says_what_a_build_does(world: Path, tmp_path:
     assert "nothing was built" in result.stdout
 
 
+def test_fewer_regions_than_asked_for_are_told(world: Path, tmp_path: Path) -> None:
+    """Regions that no two dates see clearly are passed over; the draw ends before 64 are found."""
+    options = ("--choice", "region", "--regions", "64")
+    told = []
+    for out, more in (("few.zarr", ()), ("few.zarr", ("--plan",))):
+        file = tmp_path / f"{len(told)}.json"
+        result = run(*words(world, out, *options, *more, "--report", str(file)))
+        assert result.exit_code == 0, result.output
+        told.append(json.loads(file.read_text())["remarks"])
+        assert told[-1][0] in " ".join(result.stdout.split())
+    assert told[0] == told[1]
+    found = int(re.findall(r"tile 31TCJ has (\d+) regions of the 64 asked for", told[0][0])[0])
+    cube = open_cube(world / "few.zarr")
+    assert len(set(cube.region.tolist())) <= found < 64
+    # all but the last sixth, where no detector looked, and the column where the clouds meet
+    assert found in range(6 * 6, 7 * 8 + 1)
+    some = run(*words(world, "some.zarr", "--choice", "region", "--regions", str(found), "--plan"))
+    assert "asked for" not in some.stdout
+
+
 def test_a_plan_names_what_is_rejected_and_why(world: Path) -> None:
     file = world / "limited.json"
     result = run(*words(world, "c.zarr", "--plan", "--max-cloud", "60", "--report", str(file)))
@@ -141,7 +162,7 @@ def test_a_plan_does_not_know_a_price_that_the_source_cannot_tell(world: Path) -
             self.scenes, self.read, self.masks = inner.scenes, inner.read, inner.masks
 
     listings = choose(REQUEST, Silent())
-    found = estimate(listings, plan(REQUEST, listings), Silent(), workers=1)
+    found = estimate(listings, plan(REQUEST, listings), Silent(), 1, REQUEST.wanted)
     assert (found.read, found.seconds) == (None, None)
     assert "cannot tell" in found.notes[0]
 
@@ -154,8 +175,8 @@ def test_blocks_that_windows_touch_by_brute_force() -> None:
         for each in windows:
             touched[each.row : each.row + each.height, each.col : each.col + each.width] = True
         rows, columns = np.nonzero(touched)
-        expected = set(zip(rows // step // 64, columns // step // 64, strict=True))
-        assert touched_blocks(windows, step, block=64) == expected
+        expected = set(zip(rows // step // 64, columns // step // 48, strict=True))
+        assert touched_blocks(windows, step, (64, 48)) == expected
 
 
 def test_a_report_tells_a_script_what_failed_and_where(world: Path, tmp_path: Path) -> None:
