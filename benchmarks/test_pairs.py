@@ -64,6 +64,8 @@ def measured(benchmark: Any, read: Callable[[], int], rounds: int) -> None:
     benchmark.extra_info["pairs_per_second"] = round(PAIRS / benchmark.stats.stats.median, 1)
 
 
+# affine warns of what torchgeo does with it
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 def test_by_torchgeo(benchmark: Any, images: list[Path]) -> None:
     """The baseline: a random place by RandomGeoSampler, read at two of the dates."""
     from torchgeo.datasets import RasterDataset

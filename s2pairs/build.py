@@ -25,7 +25,7 @@ from s2pairs.patches import (
     draw_regions,
 )
 from s2pairs.plan import Plan
-from s2pairs.running import Progress, Scheduler, Threads, Workers, at_a_time, run_all
+from s2pairs.running import Progress, Scheduler, Threads, Workers, run_all
 from s2pairs.scenes import (
     Catalogue,
     Grid,
@@ -135,8 +135,7 @@ def build(
         planned = plan(request, listings)
         stands = cubes.begun(out, planned)
         scenes = scenes_of(listings)
-        lanes = at_a_time(workers)
-        todo = tasks(store_at(out), stands, scenes, catalogue, at_a_time=lanes)
+        todo = tasks(store_at(out), stands, scenes, catalogue)
         stood = make(out, stands, todo, workers, progress)
     return Report(
         path=out,

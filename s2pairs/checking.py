@@ -14,7 +14,7 @@ from s2pairs.cube import AGAIN, CHANGED, Cube, open_any, open_unchanged, plan_of
 from s2pairs.errors import S2PairsError
 from s2pairs.filling import Fill, Scenes, fill, tasks
 from s2pairs.lock import held
-from s2pairs.running import Progress, Threads, Workers, at_a_time, run_all
+from s2pairs.running import Progress, Threads, Workers, run_all
 from s2pairs.scenes import Catalogue, Source, Wanted
 from s2pairs.storage import Place, Store, store_at
 from s2pairs.tiles import TileId
@@ -142,7 +142,6 @@ def _rebuild(
         catalogue,
         shards=broken,
         binding=True,
-        at_a_time=at_a_time(workers),
     )
     runner = Threads(workers) if isinstance(workers, int) else workers
     return [reason for reasons in run_all(_mend, todo, runner, progress) for reason in reasons]

@@ -120,7 +120,7 @@ def estimate(
         # what the very tasks of the build would ask for
         costs = [
             catalogue.cost(scene, planned.bands, windows)
-            for scene, windows in readings(planned, scenes, workers)
+            for scene, windows in readings(planned, scenes)
         ]
         costs += [catalogue.cost_of_listing(tile, wanted) for tile in listings]
         read = reduce(add, costs, ReadCost(0, 0))

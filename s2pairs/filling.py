@@ -1,6 +1,5 @@
 """Filling the shards of a cube: from products, or from other cubes. One task fills a few, whole."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -143,18 +142,14 @@ def tasks(
     origins: Origins | None = None,
     shards: Sequence[int] | None = None,
     binding: bool = False,
-    at_a_time: int = 1,
 ) -> list[Fill]:
     """Tasks that fill a cube, or these `shards` of it.
 
-    Runs of shards are read together: one decoding of an image's block serves them all. They are
-    about equal, and a multiple of those that run `at_a_time`, so that no worker is left waiting.
+    Runs of shards are read together: one decoding of an image's block serves them all.
     """
     layout = plan.layout
-    most = max(1, TASK_BYTES // (layout.patches * layout.dates * layout.chunk_bytes))
+    together = max(1, TASK_BYTES // (layout.patches * layout.dates * layout.chunk_bytes))
     wanted = range(plan.shards) if shards is None else shards
-    rounds = math.ceil(len(wanted) / most / at_a_time)
-    together = max(1, math.ceil(len(wanted) / max(1, rounds * at_a_time)))
     origins = origins or Origins.none(len(plan.table), layout.dates)
     return [
         _task(
@@ -170,11 +165,9 @@ def tasks(
     ]
 
 
-def readings(
-    plan: Plan, scenes: Scenes, at_a_time: int = 1
-) -> Iterator[tuple[Scene, list[PixelWindow]]]:
+def readings(plan: Plan, scenes: Scenes) -> Iterator[tuple[Scene, list[PixelWindow]]]:
     """What filling a whole cube from products reads: task after task, of each scene its windows."""
-    for task in tasks(LocalStore(Path()), plan, scenes, None, at_a_time=at_a_time):
+    for task in tasks(LocalStore(Path()), plan, scenes, None):
         for (tile, product), places in _by_scene(task).items():
             windows = [_bounds(task.table, patches) for patches, _ in places]
             yield _scene(task, tile, product), windows

@@ -22,7 +22,7 @@ from s2pairs.lock import held
 from s2pairs.patches import PATCH_M
 from s2pairs.pieces import Piece, joined, of_cube, of_products, with_dates
 from s2pairs.plan import Plan
-from s2pairs.running import Progress, Workers, at_a_time
+from s2pairs.running import Progress, Workers
 from s2pairs.scenes import Catalogue, Listing, Source
 from s2pairs.storage import LocalStore, Place, store_at
 from s2pairs.tiles import PIXEL_SIZE_M, TileId
@@ -199,7 +199,6 @@ def _fill(
         scenes,
         catalogue,
         origins=piece.origins,
-        at_a_time=at_a_time(workers),
     )
     make(place, stands, todo, workers, progress)
 

@@ -49,13 +49,6 @@ class Scheduler:
 Workers = Threads | Processes | Scheduler
 
 
-def at_a_time(workers: int | Workers) -> int:
-    """How many tasks run at a time; 1 where a cluster elsewhere does not say it."""
-    if isinstance(workers, Scheduler):
-        return 1
-    return workers if isinstance(workers, int) else workers.count
-
-
 class Task(Protocol):
     """Something to do that can be sent to another process; doing it twice does no harm."""
 
