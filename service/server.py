@@ -15,7 +15,7 @@ from service.engine import Engine
 from service.observing import LOGGING
 from service.settings import Settings
 
-_LAST_WORDS_SECONDS = 0.5
+_LAST_WORDS_SECONDS = 3.0
 
 
 def run(app: FastAPI, listening: socket.socket, settings: Settings) -> None:
@@ -68,15 +68,24 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the port, and let whoever connected just before say what is wanted.
 
-        uvicorn closes a connection on which no request has arrived yet; one may be on its way.
+        uvicorn closes a connection on which no request has arrived yet; one may be on its way, and
+        where the processor is busy that takes a while.
         """
         if not self.force_exit:
             for server in self.servers:
                 server.close()
             for listening in sockets or []:
                 listening.close()
-            await asyncio.sleep(_LAST_WORDS_SECONDS)
+            latest = time.monotonic() + _LAST_WORDS_SECONDS
+            await asyncio.sleep(0.1)  # what was accepted last becomes a connection
+            while self._is_silence_on_the_line() and time.monotonic() < latest:
+                await asyncio.sleep(0.05)
         await super().shutdown(sockets)
+
+    def _is_silence_on_the_line(self) -> bool:
+        """Whether there is a connection that has not asked for anything yet."""
+        connections = self.server_state.connections
+        return any(getattr(connection, "cycle", None) is None for connection in connections)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether it is time to close the port."""
