@@ -255,12 +255,23 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MANY = request(tiles=(TILE, TileId.parse("19KDQ")), regions=64)
 
 
+_ONE_SHARD_A_TASK = """
+import time
+from s2pairs import build, cli, filling
+
+def slow(task, fill=build.fill):
+    time.sleep(0.2)
+    return fill(task)
+
+filling.TASK_BYTES, build.fill = 1, slow
+cli.main()
+"""  # so that there is a middle to stop in, however late one comes to look
+
+
 def command(folder: Path, name: str, *more: str) -> list[str]:
     words = "build --dates 2 --regions 64 --region-size 128 --bands B04 --workers 1"
-    # one shard a task, so that there is a middle to stop in
-    program = "from s2pairs import cli, filling; filling.TASK_BYTES = 1; cli.main()"
     return [
-        *(sys.executable, "-c", program, *words.split()),
+        *(sys.executable, "-c", _ONE_SHARD_A_TASK, *words.split()),
         *("--tiles", str(folder / "tiles.txt"), "--source", f"safe:{folder / 'products'}"),
         *("--out", str(folder / name), *more),
     ]
