@@ -7,6 +7,9 @@ DEMO := demo
 TRAIN := --config configs/data/sentinel2.yaml --config configs/method/infomax.yaml \
 	--config configs/demo.yaml
 
+# Without bytecode every command would compile torch and what it needs anew: 46 s of a slow core.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo serve test lint types imports unit unit-data unit-rest test-slow benchmarks soak lock clean-demo
 
 help: ## list the targets
@@ -15,13 +18,11 @@ help: ## list the targets
 setup: .venv/.installed ## make .venv from the hashed lock
 
 # uv installs the several GB of torch much faster than pip does. Where it cannot reach an index that
-# only pip is configured for, pip does the same work from the same lock. Both compile what they install: else
-# every command compiles torch anew where Python writes no bytecode of its own.
+# only pip is configured for, pip does the same work from the same lock.
 .venv/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "uv==0.13.9" || true
-	$(BIN)/python -m uv pip install --python $(BIN)/python --quiet --compile-bytecode \
-		--require-hashes -r requirements.lock \
+	$(BIN)/python -m uv pip install --python $(BIN)/python --quiet --require-hashes -r requirements.lock \
 		|| $(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	touch $@
