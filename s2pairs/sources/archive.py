@@ -17,7 +17,10 @@ from s2pairs.errors import SceneError
 
 _IN_ZIP = "/vsizip/{"
 _BROKEN = (zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, RuntimeError, EOFError)
-"""What the library raises for damaged archives, of the ways of packing that products have."""
+"""What the library raises for damaged archives, of the ways of packing that products have.
+
+A damaged header may name a way of packing that it does not know: NotImplementedError.
+"""
 
 
 @dataclass(frozen=True)

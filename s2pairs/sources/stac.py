@@ -401,7 +401,7 @@ def _searched(
             yield from (_parsed(item) for item in page["features"])
     except (
         APIError,
-        NotImplementedError,
+        NotImplementedError,  # pystac-client, of an API that says it has no item search
         SceneError,
         SourceError,
         *items.MALFORMED,

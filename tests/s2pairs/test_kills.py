@@ -124,7 +124,7 @@ def test_a_limit_on_files_stops_a_build_and_what_stands_stays(
 
 @pytest.fixture
 def small_disk(whole: tuple[Path, float], tmp_path: Path) -> Iterator[Path]:
-    """A disk for two thirds of the cube."""
+    """A disk for two thirds of the cube; only root may mount one, so others skip."""
     size = sum(file.stat().st_size for file in whole[0].rglob("*") if file.is_file()) * 2 // 3
     place = tmp_path / "disk"
     place.mkdir()
