@@ -424,11 +424,12 @@ def _planned(request: "Request", catalogue: "Catalogue", workers: int) -> dict[s
     """Print what a build would do; the same as JSON values."""
     from s2pairs.build import choose, remarks
     from s2pairs.build import plan as all_but_pixels
-    from s2pairs.cost import estimate, lines
+    from s2pairs.cost import Watched, estimate, lines
 
-    listings = choose(request, catalogue)
+    watched = Watched(catalogue)
+    listings = choose(request, watched)
     planned = all_but_pixels(request, listings)
-    found = estimate(listings, planned, catalogue, workers, request.wanted)
+    found = estimate(listings, planned, catalogue, workers, request.wanted, watched.looks)
     said = remarks(request, listings, planned.table)
     for line in [*lines(found), *said]:
         typer.echo(line)

@@ -11,12 +11,14 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 from s2pairs.errors import CubeError
 from s2pairs.filling import readings
+from s2pairs.masks import Flags
 from s2pairs.plan import Plan
 from s2pairs.scenes import Catalogue, Listing, PixelWindow, Scene, Wanted
 from s2pairs.tiles import TileId
@@ -63,6 +65,32 @@ class Priced(Protocol):
         ...
 
 
+@final
+class Watched:
+    """A catalogue that takes down what is read of it, such as to choose dates by region."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self.looks: list[tuple[Scene, Sequence[str], Sequence[PixelWindow]]] = []
+        """Scene, bands and windows of each reading; no band where it was of masks."""
+
+    def scenes(self, tile: TileId) -> Listing:
+        """Those of the catalogue."""
+        return self._catalogue.scenes(tile)
+
+    def read(
+        self, scene: Scene, band: str, windows: Sequence[PixelWindow]
+    ) -> list[npt.NDArray[np.uint16]]:
+        """As the catalogue reads them."""
+        self.looks.append((scene, (band,), windows))
+        return self._catalogue.read(scene, band, windows)
+
+    def masks(self, scene: Scene, windows: Sequence[PixelWindow]) -> list[Flags] | None:
+        """As the catalogue has them."""
+        self.looks.append((scene, (), windows))
+        return self._catalogue.masks(scene, windows)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What a build would do."""
@@ -105,10 +133,12 @@ def estimate(
     catalogue: Catalogue,
     workers: int,
     wanted: Wanted,
+    looks: Sequence[tuple[Scene, Sequence[str], Sequence[PixelWindow]]] = (),
 ) -> Estimate:
     """The cost of building `planned` from `catalogue` with so many workers.
 
-    `wanted` is what the build would be told to choose from.
+    `wanted` is what the build would be told to choose from, and `looks` what choosing has read: the
+    build will read it again.
     """
     scenes = {
         (tile.name, scene.product): scene
@@ -122,6 +152,7 @@ def estimate(
             catalogue.cost(scene, planned.bands, windows)
             for scene, windows in readings(planned, scenes)
         ]
+        costs += [catalogue.cost(scene, bands, windows) for scene, bands, windows in looks]
         costs += [catalogue.cost_of_listing(tile, wanted) for tile in listings]
         read = reduce(add, costs, ReadCost(0, 0))
     taken = _regions_by_scene(planned)

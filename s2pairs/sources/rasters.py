@@ -7,12 +7,12 @@ it; others are brought to 10 m in UTM by nearest neighbour, so that no number is
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from s2pairs.sources.jp2 import driver_of, grid_of, read_window
 from s2pairs.sources.offsets import ADDED, Samples, witnessed
 from s2pairs.sources.rasters_files import (
     CLASSES,
+    OPTIONS,
     SETTINGS,
     Layer,
     Settings,
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
 _FIRST_OFFSET_DAY = date(2022, 1, 25)
 _SAMPLE_PX = 512
+_OPEN_RASTERS = 16  # as many as there are bands, and classes
 _LARGEST_OFFSET = 1.0
-_OPTIONS = {"GDAL_NETCDF_IGNORE_XY_AXIS_NAME_CHECKS": "YES"}  # many files lack the CF attributes
 
 Image = dict[str, Layer]
 """The layers of one place and day, by band."""
@@ -93,11 +94,12 @@ class RastersCatalogue:
             raise SourceError(f"{self._folder} holds no raster of tile {tile}; it holds {held}")
         looks: dict[str, _Look] = {}
         left_out: list[LeftOut] = []
-        for name, image in images.items():
-            try:
-                looks[name] = self._look(image)
-            except SceneError as error:
-                left_out.append(LeftOut(name, f"unusable: {error}"))
+        with _KeptOpen() as opening:
+            for name, image in images.items():
+                try:
+                    looks[name] = self._look(image, opening)
+                except SceneError as error:
+                    left_out.append(LeftOut(name, f"unusable: {error}"))
         level = self._level(tile, images)
         scenes: list[Scene] = []
         for name, offsets in _offsets(images, looks, level).items():
@@ -173,7 +175,7 @@ class RastersCatalogue:
             )
         return found[0]
 
-    def _look(self, image: Image) -> _Look:
+    def _look(self, image: Image, opening: "_KeptOpen") -> _Look:
         missing = [name for name in self._bands if name not in image]
         if missing:
             raise SceneError(f"band {', '.join(missing)} is missing; it has {', '.join(image)}")
@@ -182,7 +184,7 @@ class RastersCatalogue:
         said: dict[str, float | None] = {}
         classes: npt.NDArray[Any] | None = None
         for name in [*self._bands, *(other for other in image if other not in self._bands)]:
-            with _opened(image[name], self._settings, grid) as raster:
+            with _opened(image[name], self._settings, grid, opening) as raster:
                 grid = grid or grid_of(raster)
                 shape = tuple(min(_SAMPLE_PX, side) for side in (grid.height, grid.width))
                 numbers = raster.read(image[name].index, out_shape=shape)
@@ -384,8 +386,40 @@ def _cloud_and_coverage(look: _Look, bands: Sequence[str], offsets: Offsets) -> 
     return 100 * float(cloudy.sum()) / max(1, int(valid.sum())), float(valid.mean())
 
 
+def _open(layer: Layer) -> "DatasetReader":
+    import rasterio
+
+    return rasterio.open(layer.location, driver=driver_of(layer.file.name))
+
+
+class _KeptOpen:
+    """Opens rasters, and keeps the last few: one of NetCDF has many dates and opens slowly."""
+
+    def __init__(self) -> None:
+        self._rasters: dict[str, DatasetReader] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for raster in self._rasters.values():
+            raster.close()
+
+    def __call__(self, layer: Layer) -> AbstractContextManager["DatasetReader"]:
+        raster = self._rasters.pop(layer.location, None) or _open(layer)
+        self._rasters[layer.location] = raster
+        if len(self._rasters) > _OPEN_RASTERS:
+            self._rasters.pop(next(iter(self._rasters))).close()
+        return nullcontext(raster)
+
+
 @contextmanager
-def _opened(layer: Layer, settings: Settings, grid: Grid | None) -> Iterator["DatasetReader"]:
+def _opened(
+    layer: Layer,
+    settings: Settings,
+    grid: Grid | None,
+    opening: Callable[[Layer], AbstractContextManager["DatasetReader"]] = _open,
+) -> Iterator["DatasetReader"]:
     """The raster, on its own UTM grid of 10, 20 or 60 m or else on one of 10 m made for it.
 
     `SceneError` where it is broken, or does not lie on `grid` if that is given.
@@ -394,10 +428,7 @@ def _opened(layer: Layer, settings: Settings, grid: Grid | None) -> Iterator["Da
     from rasterio.vrt import WarpedVRT
 
     try:
-        with (
-            rasterio.Env(**_OPTIONS),
-            rasterio.open(layer.location, driver=driver_of(layer.file.name)) as raster,
-        ):
+        with rasterio.Env(**OPTIONS), opening(layer) as raster:
             if raster.crs is None:
                 raise SceneError(f"{layer.file} does not say where it lies (no CRS)")
             if _is_usable(raster):
@@ -440,6 +471,7 @@ def _warp(raster: "DatasetReader", layer: Layer, settings: Settings) -> dict[str
         "width": math.ceil(east / PIXEL_SIZE_M) - west,
         "height": north - math.floor(south / PIXEL_SIZE_M),
         "resampling": Resampling.nearest,
+        "tolerance": 1e-3,  # of a pixel; none at all it does not take
         "src_nodata": nodata,
         "nodata": nodata,
     }

@@ -19,6 +19,7 @@ from s2pairs.sources.jp2 import driver_of
 
 CLASSES = "SCL"
 SETTINGS = "rasters.yaml"
+OPTIONS = {"GDAL_NETCDF_IGNORE_XY_AXIS_NAME_CHECKS": "YES"}  # many files lack the CF attributes
 _SUFFIXES = (".tif", ".tiff", ".jp2", ".nc")
 _DATE = r"(?P<date>(?:19|20)\d\d-?(?:0[1-9]|1[0-2])-?(?:0[1-9]|[12]\d|3[01])(?:T\d{6})?)"
 _TILE = r"T?(?P<tile>\d\d[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V])"
@@ -146,13 +147,22 @@ def _of_netcdf(path: Path, said: dict[str, str], settings: Settings) -> Iterator
 
     tile = said.get("tile") or settings.tile
     try:
-        with rasterio.open(path, driver=driver_of(path.name)) as container:
+        with (
+            # A file of several variables lies nowhere: each of them does.
+            warnings.catch_warnings(
+                action="ignore", category=rasterio.errors.NotGeoreferencedWarning
+            ),
+            rasterio.open(path, driver=driver_of(path.name)) as container,
+        ):
             variables = list(container.subdatasets) or [f'NETCDF:"{path}"']
         for location in variables:
             name = _canonical(_found("band", _BAND, location.rpartition(":")[2]))
             if name is None:
                 continue
-            with rasterio.open(location, driver=driver_of(path.name)) as variable:
+            with (
+                rasterio.Env(**OPTIONS),
+                rasterio.open(location, driver=driver_of(path.name)) as variable,
+            ):
                 tags = variable.tags()
                 for index in range(1, variable.count + 1):
                     when = _time_of(tags, variable.tags(index), path)

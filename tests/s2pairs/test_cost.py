@@ -2,21 +2,27 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import s2pairs.plan
 from s2pairs import filling
 from s2pairs.build import Request, build, choose, plan
-from s2pairs.cost import Estimate, Priced, ReadCost, estimate, lines
+from s2pairs.cost import Estimate, Priced, ReadCost, Watched, estimate, lines
 from s2pairs.errors import SourceError
 from s2pairs.safe_writer import write_l1c
 from s2pairs.scenes import Catalogue, PixelWindow
+from s2pairs.sources import safe
+from s2pairs.sources.jp2 import read_band
 from s2pairs.sources.rasters import RastersCatalogue
+from s2pairs.sources.reading_cost import pixels_of, touched_blocks
+from s2pairs.sources.safe import SafeCatalogue
 from s2pairs.sources.sentinelhub import SentinelHubCatalogue
 from s2pairs.sources.stac import StacCatalogue
 from s2pairs.sources.web import Patience
@@ -41,8 +47,10 @@ def _small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def planned(request: Request, catalogue: Catalogue) -> Estimate:
-    listings = choose(request, catalogue)
-    return estimate(listings, plan(request, listings), catalogue, 1, request.wanted)
+    watched = Watched(catalogue)
+    listings = choose(request, watched)
+    planned = plan(request, listings)
+    return estimate(listings, planned, catalogue, 1, request.wanted, watched.looks)
 
 
 def built(request: Request, catalogue: Catalogue, out: Path) -> int:
@@ -132,6 +140,26 @@ def test_requests_and_bytes_over_http(blocks: World, tmp_path: Path) -> None:
     assert told.read.bytes == pytest.approx(bytes_in(asked), rel=0.2)
     assert told.read.assumed_bytes == 0
     assert "months" not in "\n".join(lines(told))  # nothing here is metered
+
+
+def test_choosing_by_region_has_its_price(
+    blocks: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A product without masks is read twice: to choose, in every region there is, and to build."""
+    monkeypatch.setattr(SafeCatalogue, "masks", lambda *_: None)
+    by_region = replace(ONE_BAND, choice="region", max_cloud=100.0)
+    decoded = []
+
+    def counted(location: str, windows: Sequence[PixelWindow]) -> list[npt.NDArray[np.uint16]]:
+        decoded.append(touched_blocks(windows, 1, (1024, 1024)))
+        return read_band(location, windows)
+
+    told = planned(by_region, SafeCatalogue(blocks.folder, ("B04",)))
+    monkeypatch.setattr(safe, "read_band", counted)
+    built(by_region, SafeCatalogue(blocks.folder, ("B04",)), tmp_path / "cube.zarr")
+    pixels = sum(pixels_of(blocks, (SIDE, SIDE), (1024, 1024)) for blocks in decoded)
+    assert told.read is not None
+    assert told.read.pixels == pixels > 2 * SIDE * SIDE
 
 
 def test_sizes_that_nobody_says_are_assumed_and_that_is_told(blocks: World) -> None:

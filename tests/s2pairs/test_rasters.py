@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+import h5py
 import mgrs
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from affine import Affine
 from rasterio.warp import transform
 
 from s2pairs.bands import BANDS, reflectance_from_stored, stored_from_dn
+from s2pairs.build import Request, build
+from s2pairs.cube import Cube, open_cube
 from s2pairs.errors import SourceError
 from s2pairs.masks import CLOUD, SHADOW
 from s2pairs.scenes import Listing, PixelWindow, Scene
@@ -398,3 +401,78 @@ def test_the_offset_of_real_chips_is_recognised(crossmi_data: Path, tmp_path: Pa
                 dn = image.read(index)
                 low = np.percentile(dn[dn > 0], 5) / 10_000 - (0.1 if with_offset else 0)
                 assert np.nanpercentile(got, 5) == pytest.approx(low, abs=0.01)
+
+
+@pytest.mark.realdata
+def test_a_real_stack_of_geotiffs_becomes_a_cube(crossmi_data: Path, tmp_path: Path) -> None:
+    """Dates in degrees, one all cloud: the numbers that hold the centre of each pixel in UTM."""
+    files = sorted((crossmi_data / "s2" / "eotdl_boadella").glob("*.tif"))[1::3]
+    for file in files:
+        (tmp_path / file.name).symlink_to(file)
+    # One date is all cloud, which does not tell whether 1000 was added.
+    said = f"level: L2A\nbands: [{', '.join(B12)}]\noffset: 0\n"
+    (tmp_path / "rasters.yaml").write_text(said)
+    bands = ("B04", "B8A")
+    request = Request((TILE,), bands, dates=4, max_cloud=100, regions=30, region_size=64)
+    cube = built(request, tmp_path, tmp_path / "cube.zarr")
+    days = cube.acquired[0].astype("datetime64[D]").tolist()
+    assert [f"Boadella_{day}" for day in days] == [file.stem for file in files]
+    assert len(cube) >= 8
+    got = reflectance_from_stored(cube.read(np.arange(len(cube))))
+    for date, file in enumerate(files):
+        with rasterio.open(file) as raster:
+            for index, band in enumerate(bands):
+                in_degrees = raster.read(1 + B12.index(band))
+                for patch in range(len(cube)):
+                    same(got[patch, date, index], nearest(in_degrees, raster, cube, patch))
+
+
+def nearest(
+    numbers: npt.NDArray[np.int16], raster: rasterio.DatasetReader, cube: Cube, patch: int
+) -> npt.NDArray[np.int16]:
+    """Of each 10 m pixel of a patch the number of the raster that holds its centre, 0 outside."""
+    east = cube.x[patch] - 315 + 10 * np.arange(64)
+    north = cube.y[patch] + 315 - 10 * np.arange(64)
+    centres = [axis.ravel() for axis in np.meshgrid(east, north)]
+    x, y = transform(f"EPSG:{cube.epsg[patch]}", raster.crs, *centres)
+    left, top = raster.transform.c, raster.transform.f
+    cols = np.floor((np.array(x) - left) / raster.transform.a).astype(int)
+    rows = np.floor((np.array(y) - top) / raster.transform.e).astype(int)
+    inside = (rows >= 0) & (rows < raster.height) & (cols >= 0) & (cols < raster.width)
+    found = np.zeros(64 * 64, np.int16)
+    found[inside] = numbers[rows[inside], cols[inside]]
+    return found.reshape(64, 64)
+
+
+@pytest.mark.realdata
+def test_a_real_stack_of_netcdf_becomes_a_cube(crossmi_data: Path, tmp_path: Path) -> None:
+    """118 looks in one file, read by h5py as they stand."""
+    name = "S2_L2A_10m_00002806639B424A_32631_2017-08-01_2018-11-30.nc"
+    (tmp_path / name).symlink_to(crossmi_data / "s2" / "worldcereal_timeseries" / name)
+    tile = TileId.parse("31UDS")
+    request = Request((tile,), RGBN, dates=20, max_cloud=20, regions=1, region_size=64)
+    cube = built(request, tmp_path, tmp_path / "cube.zarr")
+    got = reflectance_from_stored(cube.read(np.arange(1)))
+    with h5py.File(tmp_path / name) as file:
+        since = np.datetime64("2017-08-04T10:53:28")
+        assert file["timestamp"].attrs["units"] == "seconds since 2017-08-04 10:53:28"
+        moments = since + file["timestamp"][:].astype("timedelta64[s]")
+        assert (np.diff(file["x"][:]) == 10).all()
+        assert (np.diff(file["y"][:]) == -10).all()
+        assert (file["x"][0] - 5, file["y"][0] + 5) == (cube.x[0] - 320, cube.y[0] + 320)
+        for date, moment in enumerate(cube.acquired[0]):
+            (look,) = np.flatnonzero(moments == moment)
+            for index, band in enumerate(cube.bands):
+                same(got[0, date, index], file[band][look])
+
+
+def built(request: Request, folder: Path, out: Path) -> Cube:
+    catalogue = RastersCatalogue(folder, request.bands)
+    build(request, catalogue, out, workers=1, progress=lambda *_: None)
+    return open_cube(out)
+
+
+def same(got: npt.NDArray[np.float32], numbers: npt.NDArray[np.generic]) -> None:
+    """Reflectance is 1/10,000 of the numbers, and there is none where they are 0."""
+    meant = np.where(numbers == 0, np.nan, numbers.astype(float) / 10_000)
+    np.testing.assert_allclose(got, meant, atol=1e-6)

@@ -1,0 +1,111 @@
+"""A map of pixels over a real scene: does likeness to its water show the water?"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import rasterio
+from matplotlib.figure import Figure
+from scipy.ndimage import distance_transform_edt
+from typer.testing import CliRunner
+
+from mimodel.artifact import Artifact
+from mimodel.cli import app
+from mimodel.data.scenes import LabelledScene
+from mimodel.separation import OTHER, SAME, separation
+from mimodel.similarity import PreparedImage
+from s2pairs.bands import BANDS
+from s2pairs.build import Request, build
+from s2pairs.sources.rasters import RastersCatalogue
+from s2pairs.tiles import TileId
+
+ORDER = [band.name for band in BANDS if band.name != "B10"]
+RGBN = ("B04", "B03", "B02", "B08")
+ASKED = ("Boadella_2020-06-21.tif", "Boadella_2021-07-21.tif")
+"""Clear looks, which the model does not see."""
+
+
+@pytest.fixture(scope="module")
+def artifact(crossmi_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Trained on the other looks that are not all cloud."""
+    folder = tmp_path_factory.mktemp("reservoir")
+    stack = folder / "stack"
+    stack.mkdir()
+    for file in sorted((crossmi_data / "s2" / "eotdl_boadella").glob("*.tif")):
+        if file.name not in ASKED:
+            (stack / file.name).symlink_to(file)
+    (stack / "rasters.yaml").write_text(f"level: L2A\nbands: [{', '.join(ORDER)}]\n")
+    wanted = Request(
+        (TileId.parse("31TDG"),), RGBN, dates=6, max_cloud=30, regions=30, region_size=64
+    )
+    cube = folder / "cube.zarr"
+    build(wanted, RastersCatalogue(stack, RGBN), cube, workers=1, progress=lambda *_: None)
+    configs = ["data/sentinel2.yaml", "method/pixels.yaml", "quick.yaml"]
+    done = CliRunner().invoke(
+        app,
+        ["train"]
+        + [part for name in configs for part in ("--config", f"configs/{name}")]
+        + ["--set", f"data.cube={cube}", "--set", "data.turn=true"]
+        + ["--set", "training.iterations=150", "--set", "training.batch_size=32"]
+        + ["--out", str(folder / "run")],
+    )
+    assert done.exit_code == 0, done.output
+    return Artifact.load(folder / "run" / "artifact")
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_likeness_to_water_shows_the_reservoir(
+    artifact: Artifact, crossmi_data: Path, tmp_path: Path
+) -> None:
+    """Against what the green and the near infrared say, and beside likenesses without a model."""
+    looks, index = [], []
+    for name in ASKED:
+        with rasterio.open(crossmi_data / "s2" / "eotdl_boadella" / name) as file:
+            numbers = file.read().astype(np.float32)
+        numbers[numbers == 0] = np.nan
+        green, infrared = (numbers[ORDER.index(band)] for band in ("B03", "B08"))
+        index.append((green - infrared) / (green + infrared))
+        looks.append(numbers[[ORDER.index(band) for band in RGBN]] / 10_000)
+    water, land = (np.all([test(one) for one in index], 0) for test in (_is_water, _is_land))
+    label = np.where(water, 0, np.where(land, 1, -1))
+    scene = LabelledScene(np.stack(looks), label, "31TDG", ("water", "land"))
+    found = separation(artifact, [scene], stride=6, queries=10, report=lambda *_: None)
+    (tmp_path / "reservoir.md").write_text(found.to_markdown())
+    _draw(artifact, looks[0], water, tmp_path / "reservoir.png")
+    print(f"\n{found.to_markdown()}\nlook at {tmp_path / 'reservoir.png'}")
+    of_water = found.by_class["water"]
+    assert of_water["mutual information"] > 0.97
+    assert of_water["mutual information"] > of_water["band statistics"]
+    assert of_water["mutual information"] > of_water["raw reflectance"] - 0.01
+    areas = {(area.likeness, area.image): area.area for area in found.areas}
+    for image in (SAME, OTHER):
+        assert areas["mutual information", image] > areas["band statistics", image]
+
+
+def _is_water(index: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    return index > 0.1
+
+
+def _is_land(index: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    return index < 0
+
+
+def _draw(
+    artifact: Artifact, look: npt.NDArray[np.float32], water: npt.NDArray[np.bool_], path: Path
+) -> None:
+    """The scene, the map of a pixel in the middle of the water, and the water."""
+    row, col = map(int, np.unravel_index(distance_transform_edt(water).argmax(), water.shape))
+    found = PreparedImage(artifact, look, stride=3).mean_map([(row, col)]).to_image()
+    colours = np.clip(look[:3].transpose(1, 2, 0) / np.nanpercentile(look[:3], 99), 0, 1)
+    figure = Figure(figsize=(12, 4.2))
+    axes = figure.subplots(1, 3)
+    shown = (colours, "true colour"), (found, "likeness to the circled pixel"), (water, "water")
+    for axis, (image, title) in zip(axes, shown, strict=True):
+        axis.imshow(np.nan_to_num(image) if image.ndim == 3 else image)
+        axis.plot(col, row, "o", markersize=8, markerfacecolor="none", color="red")
+        axis.set_title(title)
+        axis.set_axis_off()
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
