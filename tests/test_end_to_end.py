@@ -117,6 +117,7 @@ def test_the_tour_over_http(line: Path) -> None:
     assert (pictures / "similarity.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_notebooks_run(line: Path, tmp_path: Path) -> None:
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
     assert notebooks

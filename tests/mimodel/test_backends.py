@@ -64,7 +64,9 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("backend", list(Backend))
-@pytest.mark.parametrize("representation", ["shared", "exclusive"])
+@pytest.mark.parametrize(
+    "representation", ["shared", pytest.param("exclusive", marks=pytest.mark.slow)]
+)
 def test_vectors_are_those_of_eager_float32(
     model: Artifact,
     patches: np.ndarray,

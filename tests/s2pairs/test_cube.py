@@ -1,6 +1,7 @@
 """The format on disk: against zarr and xarray as independent readers and writers, and damage."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -91,9 +92,15 @@ def write_part(path: Path, shape: Plan, shard: int, values: npt.NDArray[np.uint1
     write_shard(path, shape, shard, values[rows], flags()[rows])
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("original") / "cube.zarr", plan(), numbers())
+
+
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return write(tmp_path / "cube.zarr", plan(), numbers())
+def path(original: Path, tmp_path: Path) -> Path:
+    """A cube that a test may damage."""
+    return shutil.copytree(original, tmp_path / "cube.zarr")
 
 
 def damages(path: Path) -> list[str]:

@@ -104,6 +104,7 @@ def test_kills_at_random_moments(whole: tuple[Path, float], tmp_path: Path, kill
     assert kills < 30 or len(stood) >= 3  # and the moments did differ
 
 
+@pytest.mark.slow
 def test_a_limit_on_files_stops_a_build_and_what_stands_stays(
     whole: tuple[Path, float], tmp_path: Path
 ) -> None:
