@@ -1,5 +1,6 @@
 """A map of pixels over a real scene: does likeness to its water show the water?"""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,50 +9,59 @@ import pytest
 import rasterio
 from matplotlib.figure import Figure
 from scipy.ndimage import distance_transform_edt
+from typer import Typer
 from typer.testing import CliRunner
 
 from mimodel.artifact import Artifact
-from mimodel.cli import app
+from mimodel.cli import app as mimodel
 from mimodel.data.scenes import LabelledScene
 from mimodel.separation import OTHER, SAME, separation
 from mimodel.similarity import PreparedImage
 from s2pairs.bands import BANDS
-from s2pairs.build import Request, build
-from s2pairs.sources.rasters import RastersCatalogue
-from s2pairs.tiles import TileId
+from s2pairs.cli import app as s2pairs
 
 ORDER = [band.name for band in BANDS if band.name != "B10"]
 RGBN = ("B04", "B03", "B02", "B08")
 ASKED = ("Boadella_2020-06-21.tif", "Boadella_2021-07-21.tif")
-"""Clear looks, which the model does not see."""
+"""Clear looks, in summer."""
 
 
 @pytest.fixture(scope="module")
-def artifact(crossmi_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Trained on the other looks that are not all cloud."""
-    folder = tmp_path_factory.mktemp("reservoir")
-    stack = folder / "stack"
-    stack.mkdir()
-    for file in sorted((crossmi_data / "s2" / "eotdl_boadella").glob("*.tif")):
-        if file.name not in ASKED:
-            (stack / file.name).symlink_to(file)
-    (stack / "rasters.yaml").write_text(f"level: L2A\nbands: [{', '.join(ORDER)}]\n")
-    wanted = Request(
-        (TileId.parse("31TDG"),), RGBN, dates=6, max_cloud=30, regions=30, region_size=64
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Trained on a made landscape, no real pixel, for minutes; or that of CROSSMI_PIXEL_MODEL."""
+    if given := os.environ.get("CROSSMI_PIXEL_MODEL"):
+        return Artifact.load(Path(given))
+    folder = tmp_path_factory.mktemp("landscape")
+    tiles, products, cube = folder / "tiles.txt", folder / "products", folder / "cube.zarr"
+    tiles.write_text("31TDG\n")
+    _run(
+        *(s2pairs, "simulate", "--tiles", tiles, "--out", products, "--size", 1024),
+        *("--dates", 3, "--cloudy-dates", 0, "--start", "2019-03-01", "--end", "2019-12-01"),
     )
-    cube = folder / "cube.zarr"
-    build(wanted, RastersCatalogue(stack, RGBN), cube, workers=1, progress=lambda *_: None)
-    configs = ["data/sentinel2.yaml", "method/pixels.yaml", "quick.yaml"]
-    done = CliRunner().invoke(
-        app,
-        ["train"]
-        + [part for name in configs for part in ("--config", f"configs/{name}")]
-        + ["--set", f"data.cube={cube}", "--set", "data.turn=true"]
-        + ["--set", "training.iterations=150", "--set", "training.batch_size=32"]
-        + ["--out", str(folder / "run")],
+    _run(
+        s2pairs,
+        "build",
+        "--tiles",
+        tiles,
+        "--source",
+        f"safe:{products}",
+        "--out",
+        cube,
+        "--dates",
+        3,
     )
-    assert done.exit_code == 0, done.output
+    _run(
+        *(mimodel, "train", "--out", folder / "run", "--config", "configs/data/sentinel2.yaml"),
+        *("--config", "configs/method/pixels.yaml", "--config", "configs/quick.yaml"),
+        *("--set", f"data.cube={cube}", "--set", "data.turn=true"),
+        *("--set", "training.iterations=200", "--set", "training.batch_size=32"),
+    )
     return Artifact.load(folder / "run" / "artifact")
+
+
+def _run(app: Typer, *words: object) -> None:
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.slow
@@ -76,10 +86,9 @@ def test_likeness_to_water_shows_the_reservoir(
     _draw(artifact, looks[0], water, tmp_path / "reservoir.png")
     print(f"\n{found.to_markdown()}\nlook at {tmp_path / 'reservoir.png'}")
     of_water = found.by_class["water"]
-    assert of_water["mutual information"] > 0.97
-    assert of_water["mutual information"] > of_water["band statistics"]
-    assert of_water["mutual information"] > of_water["raw reflectance"] - 0.01
+    assert of_water["mutual information"] > 0.95
     areas = {(area.likeness, area.image): area.area for area in found.areas}
+    assert areas["mutual information", SAME] > areas["raw reflectance", SAME]
     for image in (SAME, OTHER):
         assert areas["mutual information", image] > areas["band statistics", image]
 
