@@ -203,6 +203,8 @@ def free_port() -> int:
 @contextmanager
 def program(command: list[str], answers: Callable[[], bool], folder: Path) -> Iterator[None]:
     """A program that runs until it answers, and for the length of the block."""
+    if command[0] == "jupyter":  # which itself does no more than start that program
+        command = [f"jupyter-{command[1]}", *command[2:]]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
     found = shutil.which(command[0], path=path)
     if not found:
@@ -348,12 +350,14 @@ def test_what_else_is_started_answers(
     command = [*entry, *container["command"]]
     if name == "prometheus":
         command.append("--web.listen-address=127.0.0.1:9090")
+    elif os.geteuid() == 0:  # as which nothing runs in a container
+        command.append("--allow-root")
     command = with_ports(command, {port: taken})
+    here = {"=/work": "=.", "=/prometheus": "=data"}
     command = [
-        part.replace("/etc/prometheus", str(ROOT / "deploy")).replace("=/prometheus", "=data")
-        .replace("=/work", "=.")
-        for part in command
-    ]  # fmt: skip
+        re.sub("=/(work|prometheus)$", lambda found: here[found[0]], part) for part in command
+    ]
+    command = [part.replace("/etc/prometheus", str(ROOT / "deploy")) for part in command]
     path = container["healthcheck"]["test"][-1]
     route = re.search(r"127\.0\.0\.1:\d+(/[\w/-]+)", path)
     assert route
