@@ -49,12 +49,12 @@ def main() -> int:
 
 def _limited(more: int) -> int:
     """Let the kernel refuse this process more than `more` bytes besides those it has."""
-    limit = _of_status("VmData") + more
+    limit = of_status("VmData") + more
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     return limit
 
 
-def _of_status(name: str) -> int:
+def of_status(name: str) -> int:
     """Bytes by /proc/self/status: VmRSS is resident, VmData what RLIMIT_DATA counts."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
@@ -71,7 +71,7 @@ def _read(pairs: CubePairs, seconds: float) -> tuple[list[float], list[int]]:
         now = time.monotonic()
         if now - said >= _SAMPLE_SECONDS:
             rates.append(count / (now - said))
-            memory.append(_of_status("VmRSS"))
+            memory.append(of_status("VmRSS"))
             said, count = now, 0
         if now - begun >= seconds:
             break

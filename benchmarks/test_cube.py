@@ -19,7 +19,7 @@ from s2pairs.sources.jp2 import read_window
 
 WORKERS = 2
 READERS = 4  # as `check` has them
-SHARDS = 48
+SHARDS = 160
 
 
 @pytest.mark.benchmark(group="build a cube of three dates from JPEG 2000")
@@ -57,7 +57,7 @@ class TestBuild:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Cube:
-    """220 MB, so that what a check does once weighs little."""
+    """640 MB, so that what a check does once weighs little, as in cubes to train on."""
     return repeated_cube(tmp_path_factory.mktemp("large") / "cube.zarr", SHARDS)
 
 

@@ -61,8 +61,8 @@ def _artifact(spec: EncoderSpec, folder: Path) -> Artifact:
     return save_artifact(folder, whole, Networks(whole).state_dict(), "# Untrained\n")
 
 
-def pairs(spec: EncoderSpec) -> PairBatch:
-    shape = (PAIRS, spec.in_channels, *spec.image_size)
+def pairs(spec: EncoderSpec, count: int = PAIRS) -> PairBatch:
+    shape = (count, spec.in_channels, *spec.image_size)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     return PairBatch(x, x.roll(1, 2))
 
@@ -74,7 +74,7 @@ def plain_shared(method: SharedStage, batch: PairBatch) -> Callable[[], Any]:
     def step() -> None:
         c_x, s_x = method.x.encoder(batch.x)
         c_y, s_y = method.y.encoder(batch.y)
-        order = derangement(PAIRS, generator)
+        order = derangement(len(batch.x), generator)
         loss = 0.1 * representation_distance(s_x, s_y)
         for networks, c, s in ((method.x, c_x, s_y), (method.y, c_y, s_x)):
             loss = loss - 0.5 * information(networks.global_statistics, c, s, order)
@@ -101,12 +101,12 @@ def plain_exclusive(method: ExclusiveStage, batch: PairBatch) -> Callable[[], An
         return loss + 0.05 * adversarial_term(fake, "non-saturating"), s, e.detach()
 
     def step() -> None:
-        order = derangement(PAIRS, generator)
+        order = derangement(len(batch.x), generator)
         sides = [half(method.x, batch.x, order), half(method.y, batch.y, order)]
         first.zero_grad()
         (sides[0][0] + sides[1][0]).backward()
         first.step()
-        other = derangement(PAIRS, generator)
+        other = derangement(len(batch.x), generator)
         losses = [
             discriminator_loss(networks.discriminator(s, e[other]), networks.discriminator(s, e))
             for networks, (_, s, e) in zip((method.x, method.y), sides, strict=True)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from s2pairs import cube as cubes
 from s2pairs.clearness import clear_shares
 from s2pairs.errors import CubeError, S2PairsError, SceneError, SourceError
-from s2pairs.filling import Fill, Scenes, fill, tasks
+from s2pairs.filling import Fill, Scenes, fill, shared_out, tasks
 from s2pairs.ledger import Ledger
 from s2pairs.lock import held
 from s2pairs.patches import (
@@ -156,6 +156,8 @@ def make(
     """Go on with a cube that was begun; returns how many shards stood. The caller holds it."""
     store_at(out).sweep()
     runner = Threads(workers) if isinstance(workers, int) else workers
+    if isinstance(runner, Threads):
+        todo = shared_out(todo, runner.count)
     try:
         stood = sum(run_all(fill, todo, runner, progress))
     except SceneError as error:

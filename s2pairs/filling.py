@@ -1,7 +1,8 @@
 """Filling the shards of a cube: from products, or from other cubes. One task fills a few, whole."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -106,6 +107,8 @@ class Fill:
     catalogue: Catalogue | None
     binding: bool = False
     """What the ledger holds binds: a shard that comes out otherwise is an error."""
+    threads: int = 1
+    """For compressing and writing. What decodes has threads of its own."""
 
     @property
     def parts(self) -> int:
@@ -119,17 +122,12 @@ class Fill:
     def take(self, numbers: Sequence[int]) -> "Fill":
         """Some of the shards alone."""
         rows = np.concatenate([self.rows(number) for number in numbers])
-        return Fill(
-            ledger=self.ledger,
-            layout=self.layout,
-            bands=self.bands,
+        return replace(
+            self,
             shards=tuple(self.shards[number] for number in numbers),
             table=self.table.take(rows),
             product=self.product[rows],
             origins=self.origins.take(rows),
-            scenes=self.scenes,
-            catalogue=self.catalogue,
-            binding=self.binding,
         )
 
 
@@ -213,10 +211,22 @@ def fill(task: Fill) -> int:
     if to_make:
         rest = task.take(to_make)
         pixels, masks = read_looks(rest)
-        for number, shard in enumerate(rest.shards):
+
+        def write(number: int) -> None:
             rows = slice(number * rest.layout.patches, (number + 1) * rest.layout.patches)
-            _write(rest, shard, encoded(rest.layout, pixels[rows], masks[rows]))
+            files = encoded(rest.layout, pixels[rows], masks[rows])
+            _write(rest, rest.shards[number], files)
+
+        with ThreadPoolExecutor(task.threads) as pool:
+            for done in [pool.submit(write, number) for number in range(len(rest.shards))]:
+                done.result()
     return len(task.shards) - len(missing)
+
+
+def shared_out(todo: Sequence[Fill], threads: int) -> list[Fill]:
+    """The tasks, with the threads that would have nothing to do where there are few of them."""
+    each = max(1, threads // max(1, len(todo)))
+    return [replace(task, threads=each) for task in todo]
 
 
 def _adopted(task: Fill, number: int) -> bool:
