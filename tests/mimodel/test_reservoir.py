@@ -39,16 +39,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         *("--dates", 3, "--cloudy-dates", 0, "--start", "2019-03-01", "--end", "2019-12-01"),
     )
     _run(
-        s2pairs,
-        "build",
-        "--tiles",
-        tiles,
-        "--source",
-        f"safe:{products}",
-        "--out",
-        cube,
-        "--dates",
-        3,
+        *(s2pairs, "build", "--tiles", tiles, "--source", f"safe:{products}"),
+        *("--out", cube, "--dates", 3),
     )
     _run(
         *(mimodel, "train", "--out", folder / "run", "--config", "configs/data/sentinel2.yaml"),
