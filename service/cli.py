@@ -129,11 +129,15 @@ def _listen(host: str, port: int) -> socket.socket:
     """The bound socket, so that a port in use is known before the model is loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listening = socket.create_server((host, port), family=family)
     except UnicodeError:
         _refuse(f"{host!r} is no address; try 127.0.0.1")
     except OSError as error:
         _refuse(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port")
+    # Connections inherit it. asyncio sets it on sockets that it made itself, and the body of an
+    # answer would wait 40 ms for the client to acknowledge the headers.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def _is_loopback(host: str) -> bool:

@@ -35,6 +35,7 @@ from service.reloading import Watch
 from service.requests import client_of, media_type_of, read_body, while_connected
 from service.schemas import ArtifactName, PixelQuery
 from service.settings import Settings
+from service.turns import Turns
 
 
 class _HasBytes(Protocol):
@@ -155,6 +156,8 @@ class Engine:
         self._folder = folder
         self._index_folder = index
         self._watch = watch
+        self.turns = Turns()
+        """For whatever many requests come to at the same time."""
         self._rates = Rates(settings.max_rate)
         self._places = 0
         self._body_bytes = 0
@@ -263,7 +266,9 @@ class Engine:
 
     async def embed(self, model: Model, patches: Patches, representation: str) -> Reflectance:
         """Vectors (N, dim) of patches, worked out together with what others ask."""
-        return await self._batcher.rows(model.embedders[representation], patches)
+        rows = await self._batcher.rows(model.embedders[representation], patches)
+        await self.turns.mine()  # all of its batch go on at once
+        return rows
 
     async def compute(self, work: Callable[[], T]) -> T:
         """The result of `work` by the model, in the thread that has it."""

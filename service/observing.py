@@ -21,6 +21,8 @@ REQUEST_ID = "X-Request-ID"
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _PIECE = 1 << 18
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_OF_SUPERVISORS = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Who asks for these is not to wait for those who want work."""
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -58,6 +60,8 @@ class Observed:
                     await send(piece)
 
         try:
+            if scope["path"] not in _OF_SUPERVISORS:
+                await self._engine.turns.mine()
             await self._app(scope, receive_counted, send_marked)
         finally:
             self._note(scope, seen)
