@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mimodel.artifact import Artifact, run_artifacts
 from mimodel.data.pairs import Domain, LabelledImages, PairSource
 from mimodel.errors import ConfigError
-from mimodel.methods.base import Method
+from mimodel.methods.base import Method, RepresentationScale
 from mimodel.networks import EncoderSpec
 from mimodel.normalisation import Normalisation
 from mimodel.objectives import AdversarialForm
@@ -198,6 +198,9 @@ class SharedStageConfig(_Model):
     """False is the ablation "non-SSR" of Table 6."""
     encoders: Literal[1, 2] = 1
     """2 where X and Y are of two domains, as in colored-MNIST."""
+    distance_inputs: RepresentationScale = "as they are"
+    """standardised: over the batch, so that the distance of the two representations cannot be met
+    by making both small. Ours."""
 
     def normalisation(self) -> None:
         """The data's own: this stage comes first."""
@@ -213,6 +216,7 @@ class SharedStageConfig(_Model):
             gamma=self.gamma,
             switched=self.switched,
             encoders=self.encoders,
+            distance_inputs=self.distance_inputs,
         )
 
 
@@ -228,7 +232,7 @@ class ExclusiveStageConfig(_Model):
     adversarial: Annotated[float, Field(ge=0)] = 0.01
     """The paper's lambda."""
     form: AdversarialForm = "non-saturating"
-    discriminator_inputs: Literal["as they are", "standardised"] = "as they are"
+    discriminator_inputs: RepresentationScale = "as they are"
     """standardised: over the batch. Ours."""
     discriminator_steps: Annotated[int, Field(ge=1)] = 1
     discriminator_rate: Annotated[float, Field(gt=0)] | None = None

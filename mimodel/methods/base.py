@@ -3,11 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Generator, Tensor, nn
 
 from mimodel.data.pairs import PairBatch
+
+RepresentationScale = Literal["as they are", "standardised"]
+"""How a term reads representations; standardised over the batch, their scale plays no part."""
 
 
 @dataclass(frozen=True)

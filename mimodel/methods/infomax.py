@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from mimodel.artifact import Artifact
 from mimodel.data.pairs import PairBatch
-from mimodel.methods.base import Learnt, Method, Player
+from mimodel.methods.base import Learnt, Method, Player, RepresentationScale
 from mimodel.networks import (
     Discriminator,
     Encoded,
@@ -28,9 +28,6 @@ from mimodel.objectives import (
     representation_distance,
 )
 from mimodel.parallel import gathered, joint_derangement, rows
-
-DiscriminatorInputs = Literal["as they are", "standardised"]
-"""Standardised over the batch, so that what E holds cannot hide in a dimension of small scale."""
 
 
 def pair_information(
@@ -52,6 +49,16 @@ def pair_information(
     )
 
 
+def _scaled(
+    values: Float[Tensor, "batch dim"], scale: RepresentationScale
+) -> Float[Tensor, "batch dim"]:
+    """A representation as a term reads it."""
+    if scale == "as they are":
+        return values
+    joint = gathered(values)
+    return (values - joint.mean(0)) / (joint.std(0, correction=0) + 1e-5)
+
+
 @final
 class SharedNetworks(nn.Module):
     """What the shared stage learns of one domain: an encoder and its two statistics networks."""
@@ -71,6 +78,9 @@ class SharedStage(Method):
     they are of one and share them. `switched` is the paper's switch of representations: X's feature
     map with Y's representation. Without it ("non-SSR" in Table 6) each image informs its own, and
     nothing drives out what only one of the two images has.
+
+    `distance_inputs` is ours. As the representations are, making both small brings them together as
+    well as making them alike does; standardised, only the latter is left.
     """
 
     def __init__(
@@ -82,9 +92,11 @@ class SharedStage(Method):
         gamma: float,
         switched: bool,
         encoders: Literal[1, 2] = 1,
+        distance_inputs: RepresentationScale = "as they are",
     ) -> None:
         super().__init__()
         self.alpha, self.beta, self.gamma, self.switched = alpha, beta, gamma, switched
+        self._distance_inputs = distance_inputs
         self.x = SharedNetworks(spec)
         self.own_y = SharedNetworks(spec) if encoders == 2 else None
 
@@ -113,7 +125,8 @@ class SharedStage(Method):
         return {
             "global": -self.alpha * global_,
             "local": -self.beta * local,
-            "distance": self.gamma * representation_distance(s_x, s_y),
+            "distance": self.gamma
+            * representation_distance(*(_scaled(s, self._distance_inputs) for s in (s_x, s_y))),
         }
 
     def learnt(self) -> Mapping[str, Learnt]:
@@ -189,7 +202,7 @@ class ExclusiveStage(Method):
         beta: float,
         adversarial: float,
         form: AdversarialForm,
-        discriminator_inputs: DiscriminatorInputs = "as they are",
+        discriminator_inputs: RepresentationScale = "as they are",
         discriminator_steps: int = 1,
         discriminator_rate: float | None = None,
     ) -> None:
@@ -241,7 +254,7 @@ class ExclusiveStage(Method):
         c_shared, s = networks.shared_encoded(images)
         c_exclusive, e = networks.encoder(images)
         c, r = torch.cat([c_shared, c_exclusive], 1), torch.cat([s, e], 1)
-        seen_s, seen_e = self._seen(s), self._seen(e)
+        seen_s, seen_e = (_scaled(each, self._discriminator_inputs) for each in (s, e))
         self._latest.append((seen_s, seen_e.detach()))
         return {
             "global": -self.alpha * pair_information(networks.global_statistics, c, r, order),
@@ -249,13 +262,6 @@ class ExclusiveStage(Method):
             "adversarial": self.adversarial
             * adversarial_term(networks.discriminator(seen_s, seen_e), self.form),
         }
-
-    def _seen(self, values: Tensor) -> Tensor:
-        """A representation as the discriminator reads it."""
-        if self._discriminator_inputs == "as they are":
-            return values
-        joint = gathered(values)
-        return (values - joint.mean(0)) / (joint.std(0, correction=0) + 1e-5)
 
     def _discrimination(self, generator: Generator) -> Tensor:
         """Both discriminators' cross-entropy; real pairs have the E of another image."""

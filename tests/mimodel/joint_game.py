@@ -33,7 +33,13 @@ def play(folder: Path) -> dict[str, Tensor]:
     """Two steps of gradient descent of each stage; every term, weight and statistic."""
     torch.manual_seed(7)
     shared = SharedStage(
-        textbook.SMALL, alpha=0.5, beta=1.0, gamma=0.1, switched=True, encoders=2
+        textbook.SMALL,
+        alpha=0.5,
+        beta=1.0,
+        gamma=0.1,
+        switched=True,
+        encoders=2,
+        distance_inputs="standardised",
     ).double()
     exclusive = ExclusiveStage(
         [Artifact.load(folder / name) for name in ("x", "y")],

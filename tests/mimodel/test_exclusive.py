@@ -22,11 +22,8 @@ from mimodel.config import (
 )
 from mimodel.data.pairs import LabelledPatches, PairBatch
 from mimodel.errors import ArtifactError, ConfigError, InputError, TrainingError
-from mimodel.methods.infomax import (
-    DiscriminatorInputs,
-    ExclusiveNetworks,
-    ExclusiveStage,
-)
+from mimodel.methods.base import RepresentationScale
+from mimodel.methods.infomax import ExclusiveNetworks, ExclusiveStage
 from mimodel.metrics import read_metrics
 from mimodel.normalisation import Normalisation
 from mimodel.objectives import AdversarialForm, derangement
@@ -62,7 +59,7 @@ def _stage(
     folder: Path,
     domains: int = 2,
     form: AdversarialForm = "non-saturating",
-    inputs: DiscriminatorInputs = "as they are",
+    inputs: RepresentationScale = "as they are",
 ) -> ExclusiveStage:
     shared = [make_shared(folder / str(domain), domain) for domain in range(domains)]
     torch.manual_seed(11)
@@ -153,7 +150,7 @@ def test_the_discriminator_maximises_equation_9_with_e_of_another_image(tmp_path
 def test_a_standardised_discriminator_sees_e_whatever_its_scale(tmp_path: Path) -> None:
     """Else the encoder could hide in a dimension what it is not to say there."""
     batch, losses = _batch(), {}
-    for inputs in get_args(DiscriminatorInputs):
+    for inputs in get_args(RepresentationScale):
         stage = _stage(tmp_path / inputs, inputs=inputs)
         for scale in (1.0, 1e-2):
             with torch.no_grad():

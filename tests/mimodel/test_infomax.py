@@ -1,7 +1,7 @@
 """The shared stage: its wiring against a textbook, and what the switch is for."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -9,23 +9,38 @@ from torch import Generator, Tensor
 from torch.nn.functional import softplus
 
 from mimodel.data.pairs import PairBatch
+from mimodel.methods.base import RepresentationScale
 from mimodel.methods.infomax import SharedStage
 from mimodel.objectives import derangement, jsd_mutual_information
 from tests.mimodel import textbook
 
 
-def _stage(*, switched: bool, encoders: Literal[1, 2] = 1) -> SharedStage:
+def _stage(
+    *,
+    switched: bool,
+    encoders: Literal[1, 2] = 1,
+    distance_inputs: RepresentationScale = "as they are",
+) -> SharedStage:
     torch.manual_seed(11)
     stage = SharedStage(
-        textbook.SMALL, alpha=0.5, beta=1.0, gamma=0.1, switched=switched, encoders=encoders
+        textbook.SMALL,
+        alpha=0.5,
+        beta=1.0,
+        gamma=0.1,
+        switched=switched,
+        encoders=encoders,
+        distance_inputs=distance_inputs,
     )
     return stage.train()
 
 
 @pytest.mark.parametrize("encoders", [1, 2])
 @pytest.mark.parametrize("switched", [True, False])
-def test_objective_is_equations_5_to_7(*, switched: bool, encoders: Literal[1, 2]) -> None:
-    stage = _stage(switched=switched, encoders=encoders).double()
+@pytest.mark.parametrize("distance_inputs", get_args(RepresentationScale))
+def test_objective_is_equations_5_to_7(
+    *, switched: bool, encoders: Literal[1, 2], distance_inputs: RepresentationScale
+) -> None:
+    stage = _stage(switched=switched, encoders=encoders, distance_inputs=distance_inputs).double()
     assert (stage.x is stage.y) == (encoders == 1)
     batch = PairBatch(*torch.randn(2, 6, 2, 16, 16, dtype=torch.float64))
     terms = stage.objective(stage.players[0], batch, Generator().manual_seed(4))
@@ -41,6 +56,8 @@ def test_objective_is_equations_5_to_7(*, switched: bool, encoders: Literal[1, 2
     ) + 1.0 * (
         textbook.information(t_x, c_x, of_x, order) + textbook.information(t_y, c_y, of_y, order)
     )
+    if distance_inputs == "standardised":
+        s_x, s_y = ((s - s.mean(0)) / (s.std(0, correction=0) + 1e-5) for s in (s_x, s_y))
     l_1 = (s_x - s_y).abs().mean()
     loss = -(l_mi - 0.1 * l_1)
     theirs = torch.autograd.grad(loss, list(stage.parameters()))
@@ -48,6 +65,21 @@ def test_objective_is_equations_5_to_7(*, switched: bool, encoders: Literal[1, 2
     torch.testing.assert_close(sum(terms.values()), loss, atol=1e-10, rtol=1e-10)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+
+
+def test_standardised_representations_cannot_come_near_by_shrinking() -> None:
+    batch = PairBatch(*torch.randn(2, 6, 2, 16, 16))
+    distances = {}
+    for inputs in get_args(RepresentationScale):
+        stage = _stage(switched=True, distance_inputs=inputs)
+        for scale in (1.0, 0.01):
+            with torch.no_grad():
+                for parameter in stage.x.encoder.output.parameters():
+                    parameter.mul_(scale)
+            terms = stage.objective(stage.players[0], batch, Generator().manual_seed(4))
+            distances[inputs, scale] = terms["distance"].item()
+    assert distances["as they are", 0.01] < 0.02 * distances["as they are", 1.0]
+    assert distances["standardised", 0.01] == pytest.approx(distances["standardised", 1.0], rel=0.1)
 
 
 def test_only_switched_terms_are_blind_to_what_one_image_has_alone() -> None:
