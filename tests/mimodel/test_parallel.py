@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,17 +26,47 @@ from tests.mimodel.test_exclusive import make_shared
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
+_LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def _with_two(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*launcher, *arguments],
+        [*_LAUNCHER, *arguments],
         check=False,
         capture_output=True,
         text=True,
         timeout=300,
-        env=environment,
+        env=_environment(),
     )
+
+
+def _made_digits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], list[str]]:
+    """Configuration files and settings of a small run, and the program's words for another process
+    to run it."""
+    data = folder / "digits"
+    data.mkdir()
+    write_digits(data, monkeypatch)
+    (folder / "digests.json").write_text(json.dumps(mnist.FILES))
+    files = [CONFIGS / "data/colored-mnist.yaml", CONFIGS / "method/colored-mnist-shared.yaml"]
+    settings = [
+        "training.batch_size=8",
+        "training.log_every=1",
+        "training.precision=float32",
+        "training.threads=1",
+        f"data.folder={data}",
+    ]
+    return files, settings
+
+
+def _training(folder: Path, files: list[Path], settings: list[str], out: Path) -> list[str]:
+    """What the launcher is given to train as a user would."""
+    program = ["-m", "tests.mimodel.train_on_made_digits", str(folder / "digests.json")]
+    given = [f"--config={file}" for file in files] + [f"--set={one}" for one in settings]
+    return [*program, *given, f"--out={out}"]
 
 
 @pytest.mark.slow  # four processes import torch: a minute
@@ -55,23 +87,9 @@ def test_a_run_of_two_processes_is_the_run_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole loop, in float32: figures to 1e-5, weights to a hundredth of Adam's moves."""
-    data = tmp_path / "digits"
-    data.mkdir()
-    write_digits(data, monkeypatch)
-    files = [CONFIGS / "data/colored-mnist.yaml", CONFIGS / "method/colored-mnist-shared.yaml"]
-    settings = [
-        "training.iterations=2",
-        "training.batch_size=8",
-        "training.log_every=1",
-        "training.precision=float32",
-        "training.threads=1",
-        f"data.folder={data}",
-    ]
-    digests = tmp_path / "digests.json"
-    digests.write_text(json.dumps(mnist.FILES))
-    arguments = [f"--config={file}" for file in files] + [f"--set={one}" for one in settings]
-    program = ("-m", "tests.mimodel.train_on_made_digits", str(digests))
-    done = _with_two(*program, *arguments, f"--out={tmp_path / 'two'}")
+    files, settings = _made_digits(tmp_path, monkeypatch)
+    settings.append("training.iterations=2")
+    done = _with_two(*_training(tmp_path, files, settings, tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("curves in") == 1, "one of the processes speaks"
     loop.train(load_config(files, settings), tmp_path / "one", lambda *_: None)
@@ -95,15 +113,45 @@ def test_a_run_of_two_processes_is_the_run_of_one(
     assert "run this as one process" in refused.stderr
 
 
+@pytest.mark.slow
+def test_a_run_of_two_processes_stopped_and_resumed_equals_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, settings = _made_digits(tmp_path, monkeypatch)
+    settings.append("training.iterations=12")
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    words = _training(tmp_path, files, settings, stopped)
+    running = subprocess.Popen([*_LAUNCHER, *words], env=_environment())
+    try:
+        latest = time.monotonic() + 300
+        while not (stopped / "metrics.jsonl").exists() and time.monotonic() < latest:
+            time.sleep(0.02)
+        running.send_signal(signal.SIGTERM)  # which torchrun hands on to both
+        running.wait(timeout=120)
+    finally:
+        running.kill()
+        running.wait()
+    state = torch.load(stopped / "checkpoint.pt", weights_only=True)
+    assert 1 <= state["step"] < 12
+    assert not (stopped / "artifact-x").exists()
+
+    for out in (stopped, whole):
+        done = _with_two(*_training(tmp_path, files, settings, out))
+        assert done.returncode == 0, done.stderr
+    resumed, straight = (
+        torch.load(out / "checkpoint.pt", weights_only=True)["method"] for out in (stopped, whole)
+    )
+    for name, value in straight.items():
+        assert torch.equal(resumed[name], value), name
+    assert read_metrics(stopped / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = tmp_path / "digits"
-    data.mkdir()
-    write_digits(data, monkeypatch)
+    files, settings = _made_digits(tmp_path, monkeypatch)
     monkeypatch.setattr(loop, "processes", lambda: 3)
-    files = [CONFIGS / "data/colored-mnist.yaml", CONFIGS / "method/colored-mnist-shared.yaml"]
-    config = load_config(files, [f"data.folder={data}"])
+    config = load_config(files, [*settings, "training.batch_size=64"])
     with pytest.raises(TrainingError, match="64 pairs cannot be shared by 3 processes"):
         loop.train(config, tmp_path / "out", lambda *_: None)
 
