@@ -41,9 +41,10 @@ class DataName(StrEnum):
 
 
 class StudyName(StrEnum):
-    """Experiments of the paper, and their stand-ins; the keys of `mimodel.studies.STUDIES`."""
+    """The paper's experiments, a variant, stand-ins; the keys of `mimodel.studies.STUDIES`."""
 
     MNIST = "mnist"
+    MNIST_STANDARDISED = "mnist-standardised"
     SHAPES3D = "shapes3d"
     IAM = "iam"
     WRITER_DIGITS = "writer-digits"

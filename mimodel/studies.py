@@ -133,6 +133,30 @@ _MNIST = Study(
     },
 )
 
+_STANDARDISED = Arm(
+    _OURS,
+    (
+        Stage(
+            "shared",
+            "colored-mnist-shared",
+            "shared",
+            ("method.distance_inputs=standardised", "method.gamma=3"),
+        ),
+        Stage(
+            "exclusive",
+            "colored-mnist-exclusive",
+            "exclusive",
+            (
+                "method.discriminator_inputs=standardised",
+                "method.discriminator_steps=4",
+                "method.adversarial=0.2",
+            ),
+            stands_on="shared",
+        ),
+    ),
+)
+"""Ours: neither the distance nor the discriminator is met by a representation's scale."""
+
 _SHAPES3D = Study(
     "3D Shapes",
     "shapes3d",
@@ -203,6 +227,12 @@ _ABLATION = Study(
 
 STUDIES: Mapping[str, Study] = {
     "mnist": _MNIST,
+    "mnist-standardised": Study(
+        "Colored-MNIST, with representations standardised where they are compared",
+        "colored-mnist",
+        (_STANDARDISED,),
+        _MNIST.published,
+    ),
     "shapes3d": _SHAPES3D,
     "iam": _IAM,
     "writer-digits": Study(
