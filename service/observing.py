@@ -21,7 +21,9 @@ REQUEST_ID = "X-Request-ID"
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _PIECE = 1 << 18
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_OF_SUPERVISORS = frozenset({"/healthz", "/readyz", "/metrics"})
+_OF_SUPERVISORS = frozenset(
+    {"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
+)
 """Who asks for these is not to wait for those who want work."""
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
