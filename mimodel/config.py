@@ -117,6 +117,8 @@ class Shapes3DConfig(_Model):
     name: Literal["shapes3d"]
     folder: Path
     """Holds what `mimodel data shapes3d` makes, of the real file or by rendering."""
+    probe_images: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (20_000, 10_000)
+    """How many images of the 480,000 a probe is fitted on, and scored on. Ours."""
 
     def open(self, seed: int, normalisation: Normalisation | None = None) -> PairSource:
         from mimodel.data.shapes3d import Shapes3DPairs
@@ -126,7 +128,8 @@ class Shapes3DConfig(_Model):
     def labelled(self, domain: Domain, seed: int) -> LabelledImages:
         from mimodel.data.shapes3d import labelled_shapes3d
 
-        return labelled_shapes3d(self.folder, seed=seed)
+        train, test = self.probe_images
+        return labelled_shapes3d(self.folder, seed=seed, train=train, test=test)
 
 
 class _WordsConfig(_Model):

@@ -199,9 +199,7 @@ class Shapes3DPairs:
         return PairBatch(*pixels.split(index.shape[1]))
 
 
-def labelled_shapes3d(
-    folder: Path, *, seed: int, train: int = 20_000, test: int = 10_000
-) -> LabelledImages:
+def labelled_shapes3d(folder: Path, *, seed: int, train: int, test: int) -> LabelledImages:
     """Images drawn without repetition, with all six factors, for training and testing a probe.
 
     The paper states neither the sizes nor the kind of its split; these are ours.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from mimodel.config import Shapes3DConfig
 from mimodel.data import shapes3d
 from mimodel.data import shapes3d_render as scene
 from mimodel.data.shapes3d import (
@@ -160,6 +161,12 @@ def test_a_second_stage_must_read_the_same_images(made: Path) -> None:
     other = Normalisation(bands=("grey",), mean=(0.5,), std=(0.5,))
     with pytest.raises(DataError, match="other images"):
         Shapes3DPairs(made, seed=0, normalisation=other)
+
+
+def test_a_configuration_says_how_many_images_a_probe_reads(made: Path) -> None:
+    config = Shapes3DConfig(name="shapes3d", folder=made, probe_images=(30, 20))
+    split = config.labelled("x", 0).split
+    assert ((split == "train").sum(), (split == "test").sum()) == (30, 20)
 
 
 def test_labelled_images_carry_the_factors_that_made_them(made: Path) -> None:
