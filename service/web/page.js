@@ -14,6 +14,7 @@ const state = {
   asked: null,
   search: false,
   step: 0,
+  complaints: 0, // made so far
   running: {}, // by kind of work, what gives up the requests of the last of it
 };
 
@@ -297,9 +298,11 @@ async function request(method, path, { parameters = {}, headers = {}, body, sign
 
 // The result of what is asked; null where it fails, which the user is told, or is given up.
 async function tell(asked) {
+  const before = state.complaints;
   try {
     const answer = await asked();
-    $("problem").hidden = true;
+    // What was asked for earlier says nothing of what has gone wrong since.
+    if (state.complaints === before) $("problem").hidden = true;
     return answer;
   } catch (error) {
     if (error.name !== "AbortError") complain(error.message);
@@ -308,6 +311,7 @@ async function tell(asked) {
 }
 
 function complain(words) {
+  state.complaints += 1;
   $("problem").textContent = words;
   $("problem").hidden = false;
   say("");

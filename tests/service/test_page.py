@@ -210,6 +210,22 @@ def test_an_image_is_asked_about_as_it_is_shown(page: Page, tmp_path: Path) -> N
     expect(page.locator("#status")).to_have_text("coming.npy: 96 × 70 pixels. Choose one.")
 
 
+def test_an_answer_to_an_earlier_question_hides_no_complaint(page: Page) -> None:
+    with_sample(page)
+    held = Held(page, "similarity")
+    page.keyboard.press("Enter")
+    expect(page.locator("#nearest li")).to_have_count(12)
+    page.locator("#file").set_input_files(
+        {"name": "x.npy", "mimeType": "", "buffer": b"this is no array"}
+    )
+    expect(page.get_by_role("alert")).to_be_visible()
+    held.release(page)
+    expect(page.locator("#status")).to_contain_text("12 nearest")
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.locator("#image").click()  # what is asked after it does
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
 def test_of_two_filters_the_last_counts(page: Page) -> None:
     with_sample(page)
     page.keyboard.press("Enter")
