@@ -45,8 +45,7 @@ def _with_two(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def _made_digits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], list[str]]:
-    """Configuration files and settings of a small run, and the program's words for another process
-    to run it."""
+    """Configuration files and settings of a small run; for others see `folder`."""
     data = folder / "digits"
     data.mkdir()
     write_digits(data, monkeypatch)

@@ -207,7 +207,7 @@ def program(command: list[str], answers: Callable[[], bool], folder: Path) -> It
         command = [f"jupyter-{command[1]}", *command[2:]]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
     found = shutil.which(command[0], path=path)
-    if not found:
+    if not found:  # those that are no package of this project come with their images
         pytest.skip(f"{command[0]} is not installed")
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([found, *command[1:]], cwd=folder, stdout=log, stderr=log)
