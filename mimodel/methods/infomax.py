@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Generator, Tensor, nn
 
 from mimodel.artifact import Artifact
+from mimodel.branches import Branch, side_by_side
 from mimodel.data.pairs import PairBatch
 from mimodel.methods.base import Learnt, Method, Player, RepresentationScale
 from mimodel.networks import (
@@ -69,6 +70,22 @@ class SharedNetworks(nn.Module):
         self.global_statistics = GlobalStatistics(spec.feature_shape, spec.representation)
         self.local_statistics = LocalStatistics(spec.feature_shape, spec.representation)
 
+    def encoding(self, images: Tensor) -> Branch:
+        """C(x) and S of the images."""
+        return Branch(self.encoder, (images,), list(self.encoder.parameters()))
+
+    def information(
+        self, feature_map: Tensor, representation: Tensor, order: Int64[Tensor, " batch"]
+    ) -> Branch:
+        """Equations 3 and 4 of this domain's feature map and a representation."""
+        networks = (self.global_statistics, self.local_statistics)
+
+        def both(feature_map: Tensor, representation: Tensor) -> list[Tensor]:
+            return [pair_information(each, feature_map, representation, order) for each in networks]
+
+        parameters = [parameter for each in networks for parameter in each.parameters()]
+        return Branch(both, (feature_map, representation), parameters)
+
 
 @final
 class SharedStage(Method):
@@ -112,19 +129,15 @@ class SharedStage(Method):
     def objective(
         self, player: Player, batch: PairBatch, generator: Generator
     ) -> dict[str, Tensor]:
-        c_x, s_x = self.x.encoder(batch.x)
-        c_y, s_y = self.y.encoder(batch.y)
+        (c_x, s_x), (c_y, s_y) = side_by_side(self.x.encoding(batch.x), self.y.encoding(batch.y))
         with_x, with_y = (s_y, s_x) if self.switched else (s_x, s_y)
         order = joint_derangement(len(batch.x), generator)
-        global_ = pair_information(self.x.global_statistics, c_x, with_x, order) + pair_information(
-            self.y.global_statistics, c_y, with_y, order
-        )
-        local = pair_information(self.x.local_statistics, c_x, with_x, order) + pair_information(
-            self.y.local_statistics, c_y, with_y, order
+        (global_x, local_x), (global_y, local_y) = side_by_side(
+            self.x.information(c_x, with_x, order), self.y.information(c_y, with_y, order)
         )
         return {
-            "global": -self.alpha * global_,
-            "local": -self.beta * local,
+            "global": -self.alpha * (global_x + global_y),
+            "local": -self.beta * (local_x + local_y),
             "distance": self.gamma
             * representation_distance(*(_scaled(s, self._distance_inputs) for s in (s_x, s_y))),
         }
@@ -240,28 +253,35 @@ class ExclusiveStage(Method):
         if player.name == "discriminator":
             return {"discriminator": self._discrimination(generator)}
         order = joint_derangement(len(batch.x), generator)
-        self._latest = []
-        terms = [
-            self._information(networks, images, order)
-            for networks, images in ((self.x, batch.x), (self.y, batch.y))
-        ]
-        return {name: terms[0][name] + terms[1][name] for name in terms[0]}
-
-    def _information(
-        self, networks: ExclusiveNetworks, images: Tensor, order: Tensor
-    ) -> dict[str, Tensor]:
-        """One domain's half of equation 10, as terms to minimise."""
-        c_shared, s = networks.shared_encoded(images)
-        c_exclusive, e = networks.encoder(images)
-        c, r = torch.cat([c_shared, c_exclusive], 1), torch.cat([s, e], 1)
-        seen_s, seen_e = (_scaled(each, self._discriminator_inputs) for each in (s, e))
-        self._latest.append((seen_s, seen_e.detach()))
+        (*of_x, s_x, e_x), (*of_y, s_y, e_y) = side_by_side(
+            self._half(self.x, batch.x, order), self._half(self.y, batch.y, order)
+        )
+        self._latest = [(s_x, e_x.detach()), (s_y, e_y.detach())]
+        global_, local, adversarial = (x + y for x, y in zip(of_x, of_y, strict=True))
         return {
-            "global": -self.alpha * pair_information(networks.global_statistics, c, r, order),
-            "local": -self.beta * pair_information(networks.local_statistics, c, r, order),
-            "adversarial": self.adversarial
-            * adversarial_term(networks.discriminator(seen_s, seen_e), self.form),
+            "global": -self.alpha * global_,
+            "local": -self.beta * local,
+            "adversarial": self.adversarial * adversarial,
         }
+
+    def _half(self, networks: ExclusiveNetworks, images: Tensor, order: Tensor) -> Branch:
+        """One domain's half of equation 10: its three terms, and S and E as the discriminator sees
+        them."""
+
+        def half(images: Tensor) -> tuple[Tensor, ...]:
+            c_shared, s = networks.shared_encoded(images)
+            c_exclusive, e = networks.encoder(images)
+            c, r = torch.cat([c_shared, c_exclusive], 1), torch.cat([s, e], 1)
+            seen_s, seen_e = (_scaled(each, self._discriminator_inputs) for each in (s, e))
+            return (
+                pair_information(networks.global_statistics, c, r, order),
+                pair_information(networks.local_statistics, c, r, order),
+                adversarial_term(networks.discriminator(seen_s, seen_e), self.form),
+                seen_s,
+                seen_e,
+            )
+
+        return Branch(half, (images,), networks.encoder_parameters())
 
     def _discrimination(self, generator: Generator) -> Tensor:
         """Both discriminators' cross-entropy; real pairs have the E of another image."""
