@@ -31,6 +31,8 @@ _PATCHES = 64
 """Patches that are encoded at a time where each is encoded by itself."""
 _STRIP = 1 << 15
 """Pixels of the strips in which an image is encoded whole."""
+_STEP = 1 << 15
+"""Scores that are worked out in one go."""
 _USUAL_STRIDE = 8
 _USUAL_BYTES = 1 << 30
 
@@ -139,23 +141,33 @@ class PreparedImage:
         return mean_of(self.maps(queries, terms=terms))
 
     def scores(self, queries: Sequence[Pixel], *, terms: Terms = Terms.ALL) -> Iterator[Tensor]:
-        """What `maps` does, in steps of some 30,000 places at most, for who has other work between
+        """What `maps` does, in steps of some 30,000 scores at most, for who has other work between
         them: `joined` makes the maps of what all steps give."""
         if not queries:
             raise InputError("name at least one query pixel")
         for query in queries:
             self._check_query(query)
-        asked = self._patches([self._corner(query) for query in queries])
-        return (
-            self._comparison.scores(asked, self._places(piece), terms)
-            for piece in range(len(self._pieces))
-        )
+        return self._steps([self._corner(query) for query in queries], terms)
+
+    def _steps(self, corners: Sequence[Pixel], terms: Terms) -> Iterator[Tensor]:
+        """Scores (query, place) of some queries and one piece: of all queries, then the next."""
+        piece = _STRIP if isinstance(self._pieces[0], slice) else _PATCHES
+        count = min(max(_STEP // min(piece, self.places), 1), _PATCHES)
+        groups = [corners[at : at + count] for at in range(0, len(corners), count)]
+        asked: list[Places] = []
+        for at in range(len(self._pieces)):
+            for index, group in enumerate(groups):
+                if index == len(asked):
+                    asked.append(self._patches(group))
+                yield self._comparison.scores(asked[index], self._places(at), terms)
 
     def joined(self, queries: Sequence[Pixel], scores: Sequence[Tensor]) -> list[SimilarityMap]:
         """The maps of the queries whose `scores` these are."""
         middle, grid = self._size // 2, (len(self._tops), len(self._lefts))
         centres = np.asarray(self._tops) + middle, np.asarray(self._lefts) + middle
-        whole = torch.cat(list(scores), 1).float().unflatten(1, grid).numpy()
+        groups = len(scores) // len(self._pieces)
+        pieces = [torch.cat(list(scores[at : at + groups])) for at in range(0, len(scores), groups)]
+        whole = torch.cat(pieces, 1).float().unflatten(1, grid).numpy()
         return [
             SimilarityMap(one, *centres, (query,), self.valid)
             for one, query in zip(whole, queries, strict=True)

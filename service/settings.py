@@ -27,8 +27,11 @@ class Settings(BaseSettings):
     )
     max_patches: int = Field(512, gt=0, description="Patches of an embed or classify request")
     max_pixels: int = Field(1024 * 1024, gt=0, description="Height times width of an image")
-    max_windows: int = Field(4096, gt=0, description="Patches that a map or a grid may be made of")
-    max_queries: int = Field(16, gt=0, description="Query pixels that a map may average")
+    max_windows: int = Field(
+        4096,
+        gt=0,
+        description="Patches that a map or a grid may be made of, and query pixels of a map",
+    )
     max_scores: int = Field(
         1024 * 1024,
         gt=0,

@@ -135,8 +135,8 @@ def _check_windows(size: tuple[int, ...], stride: int, model: Model, settings: S
 
 
 def _asked(query: SimilarityQuery, image: PreparedImage, settings: Settings) -> _Asked:
-    """The pixels that a query names; of a polygon no more than the limits allow, evenly."""
-    most = min(settings.max_queries, settings.max_scores // image.places)
+    """The pixels that a query names; of a polygon all, or evenly as many as the limits allow."""
+    most = min(settings.max_windows, settings.max_scores // image.places)
     if most < max(len(query.pixels), 1):
         raise UnfitError(
             f"a map of {image.places} places may have {most} query pixels; send fewer, take a "

@@ -8,6 +8,7 @@ import torch
 from matplotlib.path import Path as Outline
 from torch.nn.functional import softplus
 
+from mimodel import similarity
 from mimodel.artifact import Artifact
 from mimodel.errors import InputError
 from mimodel.likeness import Comparison, Terms
@@ -150,6 +151,28 @@ def test_many_queries_are_each_alone_kept_or_not(pixels: Artifact) -> None:
     assert mean.queries == tuple(queries)
     np.testing.assert_allclose(mean.scores, np.mean([m.scores for m in together], 0), atol=1e-6)
     np.testing.assert_array_equal(mean.scores, mean_of(together).scores)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_in_small_steps_the_maps_are_the_same(
+    pixels: Artifact, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, queries = _image(21, 18), [(row, col) for row in range(3, 18, 5) for col in range(18)]
+    comparison = Comparison(pixels, torch.float32)
+
+    def made() -> PreparedImage:
+        return PreparedImage(pixels, image, stride=stride, comparison=comparison)
+
+    expected = made().maps(queries)
+    whole = list(made().scores(queries))
+    for name, value in (("_STRIP", 60), ("_PATCHES", 10), ("_STEP", 350)):
+        monkeypatch.setattr(similarity, name, value)
+    steps = list(made().scores(queries))
+    assert len(steps) > 4 * len(whole)
+    assert max(step.numel() for step in steps) <= 350
+    for one, other in zip(made().maps(queries), expected, strict=True):
+        assert one.queries == other.queries
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["patches", "pixels"])

@@ -38,7 +38,7 @@ def pixels(folder: Path) -> Artifact:
 @pytest.fixture(scope="module")
 def client(folder: Path, pixels: Artifact) -> Iterator[httpx.Client]:
     """A service of a model of pixels that takes no more than eight of them at once."""
-    options = ["--limit", "max_queries=8", "--limit", "max_scores=3000"]
+    options = ["--limit", f"max_scores={8 * 12 * 14}"]
     with serving(folder, *options) as running:
         with httpx.Client(base_url=running.url, timeout=60) as client:
             yield client
