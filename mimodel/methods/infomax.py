@@ -152,7 +152,10 @@ class SharedStage(Method):
                     "beta": self.beta,
                 },
                 networks.state_dict(),
-                {"switched": "yes" if self.switched else "no"},
+                {
+                    "switched": "yes" if self.switched else "no",
+                    "distance": f"{self.gamma:g} between representations {self._distance_inputs}",
+                },
             )
             for name, networks in _by_artifact(self.x, self.own_y).items()
         }
@@ -323,7 +326,8 @@ def _with_exclusive(networks: ExclusiveNetworks) -> Learnt:
     exclusive = {f"exclusive_encoder.{k}": v for k, v in networks.encoder.state_dict().items()}
     stage_1 = ("iterations", "batch_size", "seed", "commit")
     provenance = {f"shared_{name}": spec.provenance.get(name, "unknown") for name in stage_1}
-    provenance["switched"] = spec.provenance.get("switched", "yes")
+    kept = ("switched", "distance")
+    provenance |= {name: spec.provenance[name] for name in kept if name in spec.provenance}
     return Learnt(fields, {**networks.shared.networks.state_dict(), **exclusive}, provenance)
 
 

@@ -229,6 +229,8 @@ def test_after_training_the_shared_encoder_is_the_same_bit_by_bit(tmp_path: Path
     assert after.spec.normalisation == before.spec.normalisation
     assert after.spec.representations == {"shared": 64, "exclusive": 8}
     assert after.spec.provenance["shared_iterations"] == "3"
+    for kept_as_it_was in ("switched", "distance"):
+        assert after.spec.provenance[kept_as_it_was] == before.spec.provenance[kept_as_it_was]
 
     patches = np.random.default_rng(0).uniform(0, 0.3, (3, 3, 64, 64)).astype(np.float32)
     np.testing.assert_array_equal(after.embed(patches), before.embed(patches))

@@ -106,6 +106,7 @@ def test_a_run_leaves_what_the_docstring_names(uninterrupted: Path) -> None:
     spec = Artifact.load(uninterrupted / "artifact").spec
     assert spec.bands == ("B04", "B03", "B02")
     assert spec.provenance["iterations"] == "5"
+    assert spec.provenance["distance"] == "0.1 between representations as they are"
 
 
 def test_a_finished_run_is_not_trained_further(archive: Path, uninterrupted: Path) -> None:
