@@ -8,7 +8,7 @@ import numpy.typing as npt
 from fastapi import Response
 from pydantic import BaseModel
 
-from service.decode import JSON, NPY
+from service.formats import JSON, NPY
 from service.schemas import ArtifactName
 
 

@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def _run(artifact: Path, index: Path | None, listening: socket.socket, settings: Settings) -> None:
-    from service.decode import limit_gdal
+    from service.formats import limit_gdal
 
     # It asks another process, for about as long as a part of torch takes to be read.
     with ThreadPoolExecutor(1) as beside:

@@ -30,10 +30,11 @@ from service.errors import BusyError, SlowAnswerError
 from service.images import Images
 from service.metrics import Metrics
 from service.patches import Patches
+from service.queries import PixelQuery
 from service.rates import Rates
 from service.reloading import Watch
 from service.requests import client_of, media_type_of, read_body, while_connected
-from service.schemas import ArtifactName, PixelQuery
+from service.schemas import ArtifactName
 from service.settings import Settings
 from service.turns import Turns
 

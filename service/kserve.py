@@ -14,18 +14,19 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request, Response
 
 from service.answers import json_answer
-from service.decode import JSON, Declared, Expected, decode_tensor
+from service.decode import Declared, Expected, decode_tensor
 from service.engine import Engine, Model
 from service.errors import AbsentError, NotReadyError, UnfitError, UnsupportedMediaError
+from service.formats import JSON
 from service.openapi import UPLOAD_STATUSES, operation
 from service.patches import Seen, seen_patches
+from service.queries import PixelQuery
 from service.requests import answer_type, media_type_of
-from service.schemas import (
+from service.tensors import (
     InferAnswer,
     InferBody,
     ModelMetadata,
     ModelReady,
-    PixelQuery,
     ServerLive,
     ServerMetadata,
     ServerReady,

@@ -8,12 +8,13 @@ import numpy.typing as npt
 from fastapi import APIRouter, Query, Request, Response
 
 from service.answers import bytes_answer
-from service.decode import PNG, Reflectance, decode_image
+from service.decode import Reflectance, decode_image
 from service.engine import Engine
+from service.formats import PNG
 from service.openapi import UPLOAD_STATUSES, operation
+from service.queries import PixelQuery
 from service.render import png
 from service.requests import answer_type
-from service.schemas import PixelQuery
 
 _TRUE_COLOUR = ("B04", "B03", "B02")
 _HEADERS = {

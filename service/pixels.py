@@ -9,12 +9,13 @@ import numpy.typing as npt
 from fastapi import APIRouter, Query, Request, Response
 
 from service.answers import json_answer, npy_answer
-from service.decode import JSON, NPY
 from service.engine import Engine, Model
+from service.formats import JSON, NPY
 from service.openapi import UPLOAD_STATUSES, operation
 from service.patches import Seen, see_grid, see_patches
+from service.queries import ClassifyQuery, EmbedQuery, GridQuery
 from service.requests import answer_type
-from service.schemas import ClassifyAnswer, ClassifyQuery, EmbedAnswer, EmbedQuery, GridQuery
+from service.schemas import ClassifyAnswer, EmbedAnswer
 from service.settings import Settings
 
 Vectors = npt.NDArray[np.float32]

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from service.decode import MEDIA_TYPES
 from service.errors import (
     GoneError,
     MalformedError,
@@ -19,6 +18,7 @@ from service.errors import (
     UnauthorizedError,
     UnsupportedMediaError,
 )
+from service.formats import MEDIA_TYPES
 from service.settings import Settings
 
 

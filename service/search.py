@@ -11,20 +11,15 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from mimodel.index import Found, Mask, PatchIndex, Wanted
 from mimodel.nearest import Vectors
 from service.answers import bytes_answer, json_answer
-from service.decode import JSON, NPY, PNG, Declared, Expected, decode_image
+from service.decode import Declared, Expected, decode_image
 from service.engine import Engine, Model
 from service.errors import AbsentError, UnfitError
+from service.formats import JSON, NPY, PNG
 from service.openapi import UPLOAD_STATUSES, operation
 from service.patches import Seen, see_patches
+from service.queries import SearchQuery
 from service.requests import answer_type
-from service.schemas import (
-    FoundLook,
-    IndexSummary,
-    SampleSummary,
-    SearchAnswer,
-    Searched,
-    SearchQuery,
-)
+from service.schemas import FoundLook, IndexSummary, SampleSummary, SearchAnswer, Searched
 from service.settings import Settings
 
 _A_WHILE = {"Cache-Control": "private, max-age=3600"}

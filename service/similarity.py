@@ -20,22 +20,15 @@ from mimodel.similarity import (
     usual_stride,
 )
 from service.answers import bytes_answer, json_answer, npy_answer
-from service.decode import (
-    JSON,
-    NPY,
-    PNG,
-    TIFF,
-    Declared,
-    Georeference,
-    decode_image,
-    georeference,
-)
+from service.decode import Declared, Georeference, decode_image, georeference
 from service.engine import Engine, Model, Upload
 from service.errors import UnfitError
+from service.formats import JSON, NPY, PNG, TIFF
 from service.openapi import UPLOAD_STATUSES, operation
+from service.queries import SimilarityQuery
 from service.render import map_geotiff, map_png
 from service.requests import answer_type
-from service.schemas import SimilarityAnswer, SimilarityQuery
+from service.schemas import SimilarityAnswer
 from service.settings import Settings
 
 _TERMS = {"exact": Terms.ALL, "fast": Terms.IMAGE}

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mimodel.artifact import ArtifactSpec, Networks, save_artifact
 from mimodel.networks import ConvSpec, EncoderSpec
 from mimodel.normalisation import Normalisation
-from service import decode
+from service import formats
 from service.cli import _listen, app
 from service.settings import Settings
 
@@ -40,7 +40,7 @@ def refused_here(*options: str) -> subprocess.CompletedProcess[str]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(decode, "limit_gdal", lambda: None)
+            patch.setattr(formats, "limit_gdal", lambda: None)
             done = CliRunner().invoke(app, options)
     finally:
         for number, handler in handlers.items():

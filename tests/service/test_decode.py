@@ -15,16 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mimodel.errors import InputError
-from service.decode import (
-    JSON,
-    MEDIA_TYPES,
-    NPY,
-    TIFF,
-    Declared,
-    Expected,
-    decode_image,
-    decode_patches,
-)
+from service.decode import Declared, Expected, decode_image, decode_patches
 from service.errors import (
     DecodeError,
     MalformedError,
@@ -32,6 +23,7 @@ from service.errors import (
     UnfitError,
     UnsupportedMediaError,
 )
+from service.formats import JSON, MEDIA_TYPES, NPY, TIFF
 from tests.service import bodies
 from tests.service.bodies import geotiff_bytes, npy_bytes, npy_header
 

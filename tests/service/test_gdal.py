@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.decode import TIFF, Declared, Expected, decode_patches
+from service.decode import Declared, Expected, decode_patches
 from service.errors import MalformedError
+from service.formats import TIFF
 from tests.service import bodies
 
 CANARY = np.full((4, 64, 64), 77, np.uint8)
@@ -80,7 +81,7 @@ for path in sys.argv[1:]:
     except RasterioError:
         pass
 """
-LIMIT = "from service.decode import limit_gdal; limit_gdal()"
+LIMIT = "from service.formats import limit_gdal; limit_gdal()"
 
 
 def pixels_read(folder: Path, payloads: list[bytes], before: str = "") -> bytes:
