@@ -476,7 +476,7 @@ def test_links_that_lead_in_circles_are_followed_once(made_world: World, tmp_pat
 
 def test_a_catalogue_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each catalogue has a child of its own."""
-    monkeypatch.setattr("s2pairs.sources.stac._MOST_FILES", 20)
+    monkeypatch.setattr("s2pairs.sources.stac_listing._MOST_FILES", 20)
 
     def deeper(asked: Asked) -> Answer:
         depth = int(asked.path.rpartition("/")[2] or 0)
@@ -491,7 +491,7 @@ def test_a_catalogue_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_search_without_end_is_ended(made_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s2pairs.sources.stac._MOST_PAGES", 5)
+    monkeypatch.setattr("s2pairs.sources.stac_listing._MOST_PAGES", 5)
 
     def endless(asked: Asked) -> Answer:
         given = api(asked)
