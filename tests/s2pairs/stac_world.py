@@ -2,16 +2,29 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from affine import Affine
+from rasterio.enums import Resampling
 from rasterio.warp import transform
 
+from s2pairs.scenes import Wanted
+from s2pairs.sources.stac import StacCatalogue
+from s2pairs.sources.web import Patience
 from s2pairs.tiles import TileId
-from tests.s2pairs.local_server import Answer, Asked, part_of
-from tests.s2pairs.made_world import SIZE, World
+from tests.s2pairs.local_server import Answer, Asked, Server, part_of, serving
+from tests.s2pairs.made_world import BANDS, SIZE, TILES, World
+
+WANTED = Wanted(max_cloud=2.0)
+QUICK = Patience(tries=3, first_wait_s=0.01, longest_wait_s=0.2, timeout_s=5)
+LAND = np.random.default_rng(0).integers(120, 3000, (512, 512)).astype(np.uint16)
 
 NAMES = {"B04": "red", "B03": "green", "B02": "blue", "B08": "nir"}
 PAGE = 4
@@ -155,3 +168,44 @@ class Api:
 
 def _json(value: Any) -> Answer:
     return Answer(json.dumps(value).encode(), headers={"Content-Type": "application/json"})
+
+
+@contextmanager
+def api_of(world: World) -> Iterator[tuple[Api, Server]]:
+    api = Api(world)
+    with serving(api) as server:
+        api.url = server.url
+        yield api, server
+
+
+def over_http(server: Server, wanted: Wanted | None = WANTED) -> StacCatalogue:
+    place = f"{server.url}#sentinel-2-l1c"
+    return StacCatalogue(place, BANDS, wanted=wanted, patience=QUICK)
+
+
+def cog_item(folder: Path, dn: npt.NDArray[np.uint16], **changes: object) -> Path:
+    """An item collection of one Level-2A product whose bands are one GeoTIFF with overviews."""
+    folder.mkdir(parents=True)
+    tile = TILES[0]
+    left, top = tile.upper_left()
+    path = folder / "B.tif"
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint16", "tiled": True, "blockxsize": 64}
+    place = {"crs": f"EPSG:{tile.epsg}", "transform": Affine(10, 0, left, 0, -10, top)}
+    size = {"height": dn.shape[0], "width": dn.shape[1], "blockysize": 64}
+    with rasterio.open(path, "w", **profile, **place, **size) as image:
+        image.write(dn, 1)
+        image.build_overviews([2], Resampling.nearest)
+    scaling = changes.pop("scaling", None)
+    extra = {"raster:bands": [scaling]} if scaling else {}
+    item = {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": f"S2B_MSIL2A_20230302T105629_N0509_R094_T{tile}_20230302T141516",
+        "geometry": None,
+        "properties": {"datetime": "2023-03-02T11:00:00Z", "eo:cloud_cover": 0.5, **changes},
+        "links": [],
+        "assets": {name: {"href": "./B.tif", **extra} for name in ("red", "green", "blue", "nir")},
+    }
+    collection = folder / "items.json"
+    collection.write_text(json.dumps({"type": "FeatureCollection", "features": [item]}))
+    return collection
