@@ -1,9 +1,7 @@
 """The command `s2pairs`: simulate, build, append, merge, info, check, preview, export."""
 
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +12,7 @@ import typer
 from s2pairs.bands import DEFAULT_BANDS, parse_bands
 from s2pairs.errors import CubeError, S2PairsError
 from s2pairs.sources import EXPECTED, open_source
+from s2pairs.terminal import one_sentence, reported, shown_progress
 from s2pairs.tiles import read_tiles
 
 if TYPE_CHECKING:
@@ -80,14 +79,6 @@ _BUILD_EXAMPLE = (
 )
 
 _APPEND_EXAMPLE = "Example: s2pairs append cube.zarr --tiles more.txt --source safe:products"
-_EXTRAS = {
-    "distributed": "cluster",
-    "s3fs": "s3",
-    **dict.fromkeys(("pystac_client", "requests", "sentinelhub", "urllib3"), "sources"),
-}
-"""Where a package comes from, if not from the extra of the command."""
-_SAID = (S2PairsError, OSError, ModuleNotFoundError)
-"""What becomes one sentence and exit code 2; anything else is a fault of ours, and code 1."""
 
 
 @app.command(epilog=_SIMULATE_EXAMPLE)
@@ -111,10 +102,10 @@ def simulate(
     The same command makes the same bytes, and resumes an interrupted one. The days --start and
     --end both belong to the period.
     """
-    with _one_sentence(on_interrupt="the same command resumes it"):
+    with one_sentence(on_interrupt="the same command resumes it"):
         from s2pairs.simulate import simulate as run
 
-        with _progress("products") as progress:
+        with shown_progress("products") as progress:
             made = run(
                 read_tiles(tiles),
                 out,
@@ -173,7 +164,7 @@ def build(
     same command.
     """
     written = report or (_beside(out) if plan else None)
-    with _one_sentence(on_interrupt="the same command resumes it"), _reported(written, out) as told:
+    with one_sentence(on_interrupt="the same command resumes it"), reported(written, out) as told:
         from s2pairs.build import Request
         from s2pairs.build import build as run
 
@@ -199,7 +190,7 @@ def build(
             told.update(_planned(request, catalogue, workers or _PROCESSORS))
             typer.echo(f"nothing was built; the plan is in {written}")
             return
-        with _progress("shards") as progress:
+        with shown_progress("shards") as progress:
             made = run(
                 request,
                 catalogue,
@@ -241,7 +232,7 @@ def append(
 
     The old cube stands until the new one is whole. An interrupted command resumes.
     """
-    with _one_sentence(on_interrupt="the cube is as it was; the same command resumes"):
+    with one_sentence(on_interrupt="the cube is as it was; the same command resumes"):
         from s2pairs.growing import append_dates, append_tiles
 
         if (tiles is None) == (dates is None):
@@ -253,7 +244,7 @@ def append(
         period = (start.replace(tzinfo=UTC) if start else None, _day_after(end) if end else None)
         opened = _source(source, allow_host)
         runner = _workers(workers, scheduler)
-        with _progress("shards") as progress:
+        with shown_progress("shards") as progress:
             grown = (
                 append_tiles(
                     cube,
@@ -286,12 +277,12 @@ def merge(
     scheduler: SchedulerAddress = None,
 ) -> None:
     """Join cubes of the same bands, level and number of dates; ground in two counts once."""
-    with _one_sentence(on_interrupt="the same command resumes it"):
+    with one_sentence(on_interrupt="the same command resumes it"):
         from s2pairs.growing import merge as run
 
         if len(cubes) < 2:
             raise S2PairsError("expected two cubes or more to merge")
-        with _progress("shards") as progress:
+        with shown_progress("shards") as progress:
             grown = run(cubes, out, workers=_workers(workers, scheduler), progress=progress)
         typer.echo(_told(grown, "patches"))
 
@@ -320,7 +311,7 @@ def _told(grown: "Grown", what: str) -> str:
 @app.command(epilog="Example: s2pairs info cube.zarr")
 def info(cube: CubePath) -> None:
     """Describe a cube: tiles, dates, splits, bands, valid pixels, shifts, size."""
-    with _one_sentence():
+    with one_sentence():
         from rich.console import Console
         from rich.table import Table
 
@@ -349,7 +340,7 @@ def check(
     allow_host: Hosts = None,
 ) -> None:
     """Read a whole cube and compare it with its ledger; exit code 2 if anything differs."""
-    with _one_sentence(on_interrupt="what is mended stays; the same command goes on"):
+    with one_sentence(on_interrupt="what is mended stays; the same command goes on"):
         if repair is not None:
             _repair(cube, _source(repair, allow_host), _workers(workers, scheduler))
         else:
@@ -360,7 +351,7 @@ def _check(cube: str) -> None:
     from s2pairs.checking import check as verify
 
     damages = []
-    with _progress("parts") as progress:
+    with shown_progress("parts") as progress:
         for damage, done, total in verify(cube):
             progress(done, total)
             damages += [damage] if damage else []
@@ -373,7 +364,7 @@ def _check(cube: str) -> None:
 def _repair(cube: str, source: "Source", workers: "int | Workers") -> None:
     from s2pairs.checking import repair as mend
 
-    with _progress("shards") as progress:
+    with shown_progress("shards") as progress:
         done = mend(cube, source, workers=workers, progress=progress)
     mended = [f"put back {what}" for what in done.put_back]
     mended += [f"rebuilt {done.rebuilt} of {done.shards} shards"] if done.rebuilt else []
@@ -391,7 +382,7 @@ def preview(
     seed: Annotated[int, typer.Option(min=0, help="Draws the places.")] = 0,
 ) -> None:
     """Draw a contact sheet: a few patches, their dates side by side in true colour."""
-    with _one_sentence():
+    with one_sentence():
         from s2pairs.cube import open_cube
         from s2pairs.preview import draw_dates
 
@@ -404,7 +395,7 @@ def export(
     cube: CubePath, out: Annotated[Path, typer.Option(help="Folder to write into.")]
 ) -> None:
     """Write the index of a cube as GeoParquet, and its products as a STAC collection."""
-    with _one_sentence(extra="export"):
+    with one_sentence(extra="export"):
         from s2pairs.cube import open_cube
         from s2pairs.export import export as run
 
@@ -436,33 +427,6 @@ def _planned(request: "Request", catalogue: "Catalogue", workers: int) -> dict[s
     return {**found.as_json(), "remarks": said}
 
 
-@contextmanager
-def _reported(file: Path | None, out: str) -> Iterator[dict[str, Any]]:
-    """Write what happened into `file`, however it ends; the caller fills in what was made."""
-    from s2pairs.cost import write_json
-
-    told: dict[str, Any] = {
-        "kind": "build",
-        "cube": out,
-        "outcome": "complete",
-        "exit_code": 0,
-    }
-    try:
-        yield told
-    except KeyboardInterrupt:
-        told.update(outcome="interrupted", exit_code=130)
-        raise
-    except BaseException as error:
-        about = {name: getattr(error, name, "") for name in ("tile", "product")}
-        code = 2 if isinstance(error, _SAID) else 1
-        told.update(outcome="failed", exit_code=code)
-        told["error"] = {"kind": type(error).__name__, "message": str(error), **about}
-        raise
-    finally:
-        if file is not None:
-            write_json(file, told)
-
-
 def _day_after(day: datetime) -> datetime:
     if day.date() == date.max:
         raise S2PairsError(
@@ -486,52 +450,6 @@ def _workers(count: int | None, address: str | None) -> "int | Workers":
     if count and count > 1:
         return Processes(count, announce)
     return count or _PROCESSORS
-
-
-@contextmanager
-def _one_sentence(on_interrupt: str = "nothing was changed", extra: str = "cube") -> Iterator[None]:
-    """Errors meant for the user become a sentence and exit code 2, Ctrl-C exit code 130."""
-    try:
-        yield
-    except S2PairsError as error:
-        typer.echo(f"s2pairs: {error}", err=True)
-        raise typer.Exit(2) from None
-    except OSError as error:
-        typer.echo(f"s2pairs: cannot use {error.filename}: {error.strerror}", err=True)
-        raise typer.Exit(2) from None
-    except ModuleNotFoundError as error:
-        needed = (error.name or "").partition(".")[0]
-        extra = _EXTRAS.get(needed, extra)
-        if needed == "s2pairs":
-            raise
-        typer.echo(f"s2pairs: {needed} is missing; run pip install 'crossmi[{extra}]'", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo(f"s2pairs: interrupted; {on_interrupt}", err=True)
-        raise typer.Exit(130) from None
-
-
-@contextmanager
-def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; elsewhere a line at each tenth."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(unit, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-    else:
-        printed = 0
-
-        def line(done: int, total: int) -> None:
-            nonlocal printed
-            # a task may advance by several parts at once, so what counts is the last line
-            if done * 10 // max(total, 1) > printed:
-                printed = done * 10 // total
-                typer.echo(f"{done} of {total} {unit}", err=True)
-
-        yield line
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from s2pairs.cli import _progress, _reported, app
+from s2pairs.cli import app
 from s2pairs.cube import open_cube
 from s2pairs.errors import CubeError
+from s2pairs.terminal import reported, shown_progress
 from tests.worlds import RGBN, l1c, write_places
 
 COMMANDS = ["simulate", "build", "append", "merge", "info", "check", "preview", "export"]
@@ -192,7 +193,7 @@ def test_an_append_ends_a_replacement_that_was_cut_off(
 
 def test_the_report_has_the_exit_code_that_a_script_sees(tmp_path: Path) -> None:
     for error, code in ((ZeroDivisionError("ours"), 1), (CubeError("theirs"), 2)):
-        with pytest.raises(type(error)), _reported(tmp_path / "r.json", "cube.zarr"):
+        with pytest.raises(type(error)), reported(tmp_path / "r.json", "cube.zarr"):
             raise error
         told = json.loads((tmp_path / "r.json").read_text())
         assert (told["outcome"], told["exit_code"]) == ("failed", code)
@@ -342,7 +343,7 @@ def test_without_the_extra_its_name_is_said(cube: Path) -> None:
 def test_progress_has_a_line_at_each_tenth_however_it_advances(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with _progress("shards") as progress:
+    with shown_progress("shards") as progress:
         for done in (0, 4, 8, 12, 16, 19, 20, 40):
             progress(done, 40)
     assert capsys.readouterr().err.splitlines() == [
