@@ -1,17 +1,14 @@
 """Scenes of Sentinel Hub: its Catalog says what there is, its Process API gives the pixels.
 
-Requests are made by the package `sentinelhub`, with its own configuration; they are sent by our
-session, for the package waits for ever on a 429, gives up on a token that died, and misreads dates.
-Pixels come corrected for the offset of baseline 04.00 (`harmonizeValues`).
+Requests are made by the package `sentinelhub` and sent by `sentinelhub_service.py`. Pixels come
+corrected for the offset of baseline 04.00 (`harmonizeValues`).
 """
 
 import math
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -25,22 +22,17 @@ from s2pairs.masks import Flags, from_scene_classes
 from s2pairs.scenes import Grid, LeftOut, Listing, PixelWindow, Scene, Wanted, utc
 from s2pairs.sources import items
 from s2pairs.sources.offsets import ADDED
-from s2pairs.sources.reach import Reach
-from s2pairs.sources.web import LARGEST_TEXT, Answer, Patience, Web
+from s2pairs.sources.sentinelhub_service import Pages, Service, collection, end_points, keyless
+from s2pairs.sources.web import Patience
 from s2pairs.tiles import PIXEL_SIZE_M, TileId
 
 if TYPE_CHECKING:
-    from sentinelhub import SHConfig
+    pass
 
 LONGEST_SIDE_PX = 2500
-_CDSE_BASE = "https://sh.dataspace.copernicus.eu"
-_CDSE_TOKEN = (
-    "https://identity.dataspace.copernicus.eu/auth/realms/CDSE/protocol/openid-connect/token"
-)
 _PLACES = ("", "cdse")
 _LEVELS = ("L1C", "L2A")
 _PAGE = 100
-_MOST_PAGES = 1_000  # of a search for one tile
 _MARGIN = timedelta(seconds=1)  # items are dated to the second
 _UNIT_PX, _UNIT_BANDS, _LEAST_AREA, _LEAST_UNITS = 512 * 512, 3, 0.01, 0.005
 
@@ -97,8 +89,8 @@ class SentinelHubCatalogue:
         self._bands = tuple(bands)
         self._level = level or "L1C"
         self._wanted = wanted
-        self._ends = _end_points(service)
-        self._service = _Service(self._ends, patience)
+        self._ends = end_points(service)
+        self._service = Service(self._ends, patience)
         self._kept = _Kept()
 
     def scenes(self, tile: TileId) -> Listing:
@@ -158,16 +150,16 @@ class SentinelHubCatalogue:
         """Items by name."""
         from sentinelhub import CRS, BBox, SentinelHubCatalog
 
-        catalog = SentinelHubCatalog(config=_keyless(self._ends))
+        catalog = SentinelHubCatalog(config=keyless(self._ends))
         # a stand-in with the one method that a search calls
-        catalog.client = _Pages(self._service)  # type: ignore[assignment]
+        catalog.client = Pages(self._service)  # type: ignore[assignment]
         wanted = self._wanted
         start = wanted.start if wanted and wanted.start else _FIRST_DAY
         end = wanted.end if wanted and wanted.end else datetime.now(start.tzinfo)
         found: dict[str, Mapping[str, Any]] = {}
         for box in items.boxes(tile):
             pages = catalog.search(
-                _collection(self._level, self._ends.base_url),
+                collection(self._level, self._ends.base_url),
                 bbox=BBox(box, CRS.WGS84),
                 time=(start, end + _LONGEST_PASS),
                 limit=_PAGE,
@@ -237,7 +229,7 @@ class SentinelHubCatalogue:
             evalscript=_evalscript(names, scene),
             input_data=[
                 SentinelHubRequest.input_data(
-                    _collection(self._level, self._ends.base_url),
+                    collection(self._level, self._ends.base_url),
                     time_interval=(sensed - _MARGIN, sensed + _MARGIN),
                     other_args={"processing": {"harmonizeValues": True}},
                 )
@@ -245,7 +237,7 @@ class SentinelHubCatalogue:
             responses=[SentinelHubRequest.output_response("default", MimeType.TIFF)],
             bbox=BBox(_corners(scene.grid, part), CRS(scene.grid.epsg)),
             size=(part.width, part.height),
-            config=_keyless(self._ends),
+            config=keyless(self._ends),
         )
         (prepared,) = request.download_list
         limit = _LARGEST_HEAD + 2 * 2 * (layers + 1) * part.height * part.width
@@ -256,160 +248,6 @@ class SentinelHubCatalogue:
 _FIRST_DAY = utc("2015-06-23")
 _LONGEST_PASS = timedelta(hours=1)
 _LARGEST_HEAD = 2**20  # bytes of a GeoTIFF beside its pixels
-
-
-@dataclass(frozen=True)
-class _EndPoints:
-    """Where the service is: what goes to other processes, which read credentials for themselves."""
-
-    base_url: str
-    token_url: str
-
-
-def _end_points(service: str) -> _EndPoints:
-    """`SourceError` where there are no credentials to use them with."""
-    config = _with_credentials()
-    if service == "cdse":
-        return _EndPoints(_CDSE_BASE, _CDSE_TOKEN)
-    return _EndPoints(config.sh_base_url, config.sh_token_url)
-
-
-def _with_credentials() -> "SHConfig":
-    """The configuration of the package on this machine, in this environment."""
-    from sentinelhub import SHConfig
-
-    try:
-        config = SHConfig()
-    except (KeyError, ValueError, TypeError) as error:
-        raise SourceError(f"the configuration of sentinelhub cannot be read: {error}") from error
-    if not config.sh_client_id or not config.sh_client_secret:
-        raise SourceError(
-            "Sentinel Hub needs the credentials of an OAuth client: set SH_CLIENT_ID and "
-            "SH_CLIENT_SECRET, or run sentinelhub.config --sh_client_id … --sh_client_secret …; "
-            "on each machine that reads scenes"
-        )
-    return config
-
-
-@cache
-def _keyless(ends: _EndPoints) -> "SHConfig":
-    """For making requests, which are sent with a token that the package does not see."""
-    from sentinelhub import SHConfig
-
-    return SHConfig(use_defaults=True, sh_base_url=ends.base_url, sh_token_url=ends.token_url)
-
-
-@cache
-def _collection(level: str, base_url: str) -> Any:
-    """The collection at this end point; a process may define it but once."""
-    from sentinelhub import DataCollection
-
-    usual = DataCollection.SENTINEL2_L1C if level == "L1C" else DataCollection.SENTINEL2_L2A
-    if usual.service_url == base_url:
-        return usual
-    name = re.sub(r"\W", "_", f"{usual.name}_{base_url}").upper()
-    return usual.define_from(name, service_url=base_url)
-
-
-class _Service:
-    """Sends what the package prepared, with a token; also stands in for its download client."""
-
-    def __init__(self, ends: _EndPoints, patience: Patience) -> None:
-        self._ends = ends
-        self._web = Web(Reach.of(ends.base_url, ends.token_url), patience)
-        self._token = ""
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type["_Service"], tuple[_EndPoints, Patience]]:
-        # another process asks for a token of its own, with credentials of its own
-        return _Service, (self._ends, self._web.patience)
-
-    def found(self, url: str, payload: Any) -> Mapping[str, Any]:
-        """A JSON object."""
-        answer = self._post(url, payload, "application/json", LARGEST_TEXT)
-        try:
-            found = answer.json()
-        except (ValueError, RecursionError) as error:
-            raise SourceError(f"{url} answers no JSON: {error}") from error
-        if not isinstance(found, dict):
-            raise SourceError(f"{url} answers no JSON object")
-        return found
-
-    def process(self, url: str, payload: Any, limit: int) -> bytes:
-        """The image of at most `limit` bytes; `SceneError` if the service finds fault with the
-        request."""
-        return self._post(url, payload, "image/tiff", limit).body
-
-    def _post(self, url: str, payload: Any, accept: str, limit: int) -> Answer:
-        """With one new token where the one at hand has died, and none where the quota is spent."""
-        token = ""
-        for _ in range(2):
-            token = self._current_token(dead=token)
-            headers = {"Authorization": f"Bearer {token}", "Accept": accept}
-            answer = self._web.ask("POST", url, headers=headers, json=payload, limit=limit)
-            if answer.status != 401:
-                break
-        if answer.status == 401:
-            raise SourceError(
-                f"{url} takes no token of this client; check SH_CLIENT_ID and SH_CLIENT_SECRET"
-            )
-        if answer.status == 403:
-            raise SourceError(
-                f"{url} refuses: {_said(answer)}; if the quota is spent, what is built is kept "
-                "and the same command goes on when there is quota again"
-            )
-        if not answer.ok:
-            raise SceneError(f"{url}: {answer.status} {_said(answer)}")
-        return answer
-
-    def _current_token(self, *, dead: str) -> str:
-        """The token at hand, unless it is the one that was found dead."""
-        with self._lock:
-            if self._token == dead:
-                self._token = self._new_token()
-            return self._token
-
-    def _new_token(self) -> str:
-        url, config = self._ends.token_url, _with_credentials()
-        form = {
-            "grant_type": "client_credentials",
-            "client_id": config.sh_client_id,
-            "client_secret": config.sh_client_secret,
-        }
-        answer = self._web.ask("POST", url, form=form)
-        try:
-            return str(answer.json()["access_token"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise SourceError(
-                f"{url} gives no token ({answer.status} {_said(answer)}); check "
-                "SH_CLIENT_ID and SH_CLIENT_SECRET"
-            ) from error
-
-
-class _Pages:
-    """Stands in for the package's download client in one search, which may not go on for ever."""
-
-    def __init__(self, service: _Service) -> None:
-        self._service = service
-        self._left = _MOST_PAGES
-
-    def get_json_dict(
-        self, url: str, *, post_values: Any, use_session: bool = True
-    ) -> Mapping[str, Any]:
-        if not self._left:
-            raise SourceError(f"{url} gives more than {_MOST_PAGES} pages of one tile")
-        self._left -= 1
-        return self._service.found(url, post_values)
-
-
-def _said(answer: Answer) -> str:
-    """What the service says of an error, short."""
-    try:
-        said = answer.json()
-        error = said.get("error", said)
-        return str(error.get("message") or error.get("reason") or error)[:300]
-    except (ValueError, AttributeError, RecursionError):
-        return answer.body[:300].decode(errors="replace").strip() or answer.reason
 
 
 class _Kept(threading.local):

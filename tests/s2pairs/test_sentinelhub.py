@@ -234,7 +234,7 @@ def test_an_item_that_is_none_is_left_out(service: SentinelHub) -> None:
 def test_a_search_without_end_is_ended(
     service: SentinelHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s2pairs.sources.sentinelhub._MOST_PAGES", 5)
+    monkeypatch.setattr("s2pairs.sources.sentinelhub_service._MOST_PAGES", 5)
     page = Answer(json.dumps({"features": [{"id": "x"}], "context": {"next": 1}}).encode())
     with running(fault(service, SEARCH_PATH, 99, page)) as (catalogue, server):
         with pytest.raises(SourceError, match="more than 5 pages"):
