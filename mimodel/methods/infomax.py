@@ -72,7 +72,7 @@ class SharedNetworks(nn.Module):
 
     def encoding(self, images: Tensor) -> Branch:
         """C(x) and S of the images."""
-        return Branch(self.encoder, (images,), list(self.encoder.parameters()))
+        return Branch(self.encoder, (images,), (self.encoder,))
 
     def information(
         self, feature_map: Tensor, representation: Tensor, order: Int64[Tensor, " batch"]
@@ -83,8 +83,7 @@ class SharedNetworks(nn.Module):
         def both(feature_map: Tensor, representation: Tensor) -> list[Tensor]:
             return [pair_information(each, feature_map, representation, order) for each in networks]
 
-        parameters = [parameter for each in networks for parameter in each.parameters()]
-        return Branch(both, (feature_map, representation), parameters)
+        return Branch(both, (feature_map, representation), networks)
 
 
 @final
@@ -190,10 +189,10 @@ class ExclusiveNetworks(nn.Module):
             encoded: Encoded = self.shared_encoder(images)
         return encoded
 
-    def encoder_parameters(self) -> list[nn.Parameter]:
-        """Those that raise the information; the discriminator's are another player's."""
-        parts = (self.encoder, self.global_statistics, self.local_statistics)
-        return [parameter for part in parts for parameter in part.parameters()]
+    @property
+    def informing(self) -> Sequence[nn.Module]:
+        """Those that raise the information; the discriminator is another player's."""
+        return self.encoder, self.global_statistics, self.local_statistics
 
 
 @final
@@ -241,7 +240,10 @@ class ExclusiveStage(Method):
     def players(self) -> Sequence[Player]:
         domains = [self.x, self.own_y] if self.own_y else [self.x]
         return (
-            Player("encoder", [p for one in domains for p in one.encoder_parameters()]),
+            Player(
+                "encoder",
+                [p for one in domains for part in one.informing for p in part.parameters()],
+            ),
             Player(
                 "discriminator",
                 [p for one in domains for p in one.discriminator.parameters()],
@@ -284,7 +286,7 @@ class ExclusiveStage(Method):
                 seen_e,
             )
 
-        return Branch(half, (images,), networks.encoder_parameters())
+        return Branch(half, (images,), networks.informing)
 
     def _discrimination(self, generator: Generator) -> Tensor:
         """Both discriminators' cross-entropy; real pairs have the E of another image."""
