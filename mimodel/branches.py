@@ -143,6 +143,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     begun = threading.Barrier(3)
 
     def begin() -> None:
+        torch.get_num_threads()  # or the first operation takes the number that the process has
         torch.set_num_threads(threads)
         begun.wait()
 

@@ -106,7 +106,8 @@ class PreparedImage:
         comparison: Comparison | None = None,
     ) -> None:
         self._size = artifact.spec.patch_size
-        dense = artifact.spec.encoder.dense
+        _, rows, cols = artifact.spec.encoder.feature_shape
+        self._positions = rows * cols
         stride = usual_stride(artifact) if stride is None else stride
         pixels = _checked(artifact, image, bands, stride)
         self.valid: npt.NDArray[np.bool_] = np.asarray(np.isfinite(pixels).all(0))
@@ -115,7 +116,8 @@ class PreparedImage:
         self._tops, self._lefts = (
             _origins(extent, self._size, stride) for extent in self.valid.shape
         )
-        self._pieces = self._strips() if dense and stride == 1 else self._batches()
+        self._whole = artifact.spec.encoder.dense and stride == 1
+        self._pieces = self._strips() if self._whole else self._batches()
         self._keep = keep
         self._kept: dict[int, Places] = {}
 
@@ -123,6 +125,11 @@ class PreparedImage:
     def places(self) -> int:
         """Patches that a query is compared with."""
         return len(self._tops) * len(self._lefts)
+
+    def products(self, terms: Terms) -> int:
+        """Hidden layers to work out for the score of one place and query: what it costs."""
+        of_image = 1 + (1 if self._whole else self._positions)
+        return of_image + (1 + self._positions if terms is Terms.ALL else 0)
 
     @property
     def nbytes(self) -> int:
@@ -151,15 +158,16 @@ class PreparedImage:
 
     def _steps(self, corners: Sequence[Pixel], terms: Terms) -> Iterator[Tensor]:
         """Scores (query, place) of some queries and one piece: of all queries, then the next."""
-        piece = _STRIP if isinstance(self._pieces[0], slice) else _PATCHES
+        piece = _STRIP if self._whole else _PATCHES
         count = min(max(_STEP // min(piece, self.places), 1), _PATCHES)
         groups = [corners[at : at + count] for at in range(0, len(corners), count)]
         asked: list[Places] = []
         for at in range(len(self._pieces)):
+            places = self._places(at)
             for index, group in enumerate(groups):
                 if index == len(asked):
                     asked.append(self._patches(group))
-                yield self._comparison.scores(asked[index], self._places(at), terms)
+                yield self._comparison.scores(asked[index], places, terms)
 
     def joined(self, queries: Sequence[Pixel], scores: Sequence[Tensor]) -> list[SimilarityMap]:
         """The maps of the queries whose `scores` these are."""

@@ -30,13 +30,19 @@ class Settings(BaseSettings):
     max_windows: int = Field(
         4096,
         gt=0,
-        description="Patches that a map or a grid may be made of, and query pixels of a map",
+        description="Patches that a map or a grid may be made of",
+    )
+    max_queries: int = Field(256, gt=0, description="Query pixels that a map may average")
+    max_products: int = Field(
+        12 * 1024 * 1024,
+        gt=0,
+        description="Hidden layers that the scores of a map may take: for each place and query "
+        "pixel 12 of a 9 x 9 model and 52 of a 64 x 64 one, with mode=fast 2 and 26",
     )
     max_scores: int = Field(
         1024 * 1024,
         gt=0,
-        description="Places of a map times its query pixels, and pixels of an answer times its "
-        "layers",
+        description="Numbers of an answer that has a layer for each query pixel",
     )
     max_maps: int = Field(16, gt=0, description="Similarity maps that are worked on at once")
     map_cache_bytes: int = Field(

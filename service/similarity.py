@@ -129,11 +129,12 @@ def _check_windows(size: tuple[int, ...], stride: int, model: Model, settings: S
 
 def _asked(query: SimilarityQuery, image: PreparedImage, settings: Settings) -> _Asked:
     """The pixels that a query names; of a polygon all, or evenly as many as the limits allow."""
-    most = min(settings.max_windows, settings.max_scores // image.places)
+    products = image.places * image.products(_TERMS[query.mode])
+    most = min(settings.max_queries, settings.max_products // products)
     if most < max(len(query.pixels), 1):
         raise UnfitError(
             f"a map of {image.places} places may have {most} query pixels; send fewer, take a "
-            "larger stride or a smaller image"
+            "larger stride, mode=fast or a smaller image"
         )
     if query.pixels:
         return _Asked(query.pixels, len(query.pixels))
@@ -149,13 +150,14 @@ def _asked(query: SimilarityQuery, image: PreparedImage, settings: Settings) -> 
 def _check_answer(
     query: SimilarityQuery, image: PreparedImage, asked: _Asked, wanted: str, settings: Settings
 ) -> None:
-    """Refuse pixels of more layers than an answer may hold."""
+    """Refuse more layers than an answer may hold."""
     layers = len(asked.counted) if query.maps == "each" else 1
-    pixels = image.valid.size
-    if wanted in (NPY, TIFF) and layers > 1 and layers * pixels > settings.max_scores:
+    numbers = image.places if wanted == JSON else image.valid.size
+    if wanted != PNG and layers > 1 and layers * numbers > settings.max_scores:
+        grid = "" if wanted == JSON else " or accept application/json, which has those of the grid"
         raise UnfitError(
-            f"an answer may hold {settings.max_scores} numbers, {layers} layers of {pixels} pixels "
-            "are more; accept application/json, which has the scores of the grid, or ask for fewer"
+            f"an answer may hold {settings.max_scores} numbers, {layers} layers of {numbers} are "
+            f"more; ask for fewer{grid}"
         )
 
 

@@ -139,8 +139,16 @@ def test_they_run_at_once_where_they_have_nothing_in_common() -> None:
     assert _where([one, other]) == [here, here]
 
 
-def test_other_threads_keep_their_number_of_threads() -> None:
+def test_each_has_half_of_the_threads_and_others_keep_theirs() -> None:
     torch.set_num_threads(6)
+    given: list[int] = []
+
+    def run(values: Tensor) -> tuple[Tensor]:
+        given.append(torch.get_num_threads())
+        return (values,)
+
+    side_by_side(*(Branch(run, (torch.ones(2),), (network,)) for network in _networks()))
+    assert given == [3, 3]
     assert _where(_networks()) == ["branch_0", "branch_1"]
     found: list[int] = []
     later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
