@@ -161,8 +161,8 @@ class Client:
         """How alike each pixel of an image (band, row, column) is to the one at `row`, `col`.
 
         Or, in the mean, to several `pixels` (row, column), or to those inside a `polygon` of such
-        corners. (y, x) with the coordinates of the image, NaN where it has no data; higher is more
-        alike.
+        corners; the attribute `queries` says how many of how many counted. (y, x) with the
+        coordinates of the image, NaN where it has no data; higher is more alike.
         """
         sent = Image.of(image, bands, scale, offset, nodata)
         asked: dict[str, str | int | float | Sequence[str] | None] = {
@@ -175,8 +175,9 @@ class Client:
         }
         given = {name: value for name, value in asked.items() if value is not None}
         answer = self._post("/similarity", _npy(sent.values), {**sent.parameters, **given}, _NPY)
-        digest = {"digest": answer.headers.get("X-Artifact", "")}
-        return answers.of_image(sent, _array(answer), {**given, **digest})
+        said = {"digest": "X-Artifact", "queries": "X-Queries"}
+        heard = {name: answer.headers.get(header, "") for name, header in said.items()}
+        return answers.of_image(sent, _array(answer), {**given, **heard})
 
     def search(
         self,

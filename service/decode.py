@@ -9,8 +9,8 @@ import numpy.typing as npt
 from mimodel.normalisation import select_bands
 from service.errors import TooLargeError, UnfitError
 from service.formats import Form, Pixels, Raster, opened, read, read_json
+from service.kserve_schemas import InferBody
 from service.queries import PixelQuery
-from service.tensors import InferBody
 
 REFLECTANCE_RANGE = (-0.5, 8.0)
 """Sentinel-2 holds reflectance from -0.1 to 6.6; the rest is room for resampling overshoot."""

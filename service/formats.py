@@ -67,6 +67,8 @@ class Raster:
 
 
 def read(body: bytes, media_type: str, form: Form) -> Raster:
+    """The array of a body, whose shape `form` has checked before any pixel is read; every fault is
+    a `DecodeError`."""
     readers = {NPY: _read_npy, TIFF: _read_geotiff, JSON: _read_json}
     if media_type not in readers:
         raise UnsupportedMediaError(f"send one of {', '.join(readers)}")

@@ -18,11 +18,7 @@ from service.decode import Declared, Expected, decode_tensor
 from service.engine import Engine, Model
 from service.errors import AbsentError, NotReadyError, UnfitError, UnsupportedMediaError
 from service.formats import JSON
-from service.openapi import UPLOAD_STATUSES, operation
-from service.patches import Seen, seen_patches
-from service.queries import PixelQuery
-from service.requests import answer_type, media_type_of
-from service.tensors import (
+from service.kserve_schemas import (
     InferAnswer,
     InferBody,
     ModelMetadata,
@@ -33,6 +29,10 @@ from service.tensors import (
     TensorAnswer,
     TensorMetadata,
 )
+from service.openapi import UPLOAD_STATUSES, operation
+from service.patches import Seen, seen_patches
+from service.queries import PixelQuery
+from service.requests import answer_type, media_type_of
 
 Rows = npt.NDArray[np.float32]
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 
 from service.decode import Expected
 from service.errors import PROBLEM_TYPE
+from service.kserve_schemas import InferBody
 from service.queries import ImageBody, PatchesBody
 from service.schemas import Problem
-from service.tensors import InferBody
 
 _SCHEMAS = "#/components/schemas/"
 _BINARY = {"schema": {"type": "string", "format": "binary"}}

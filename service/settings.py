@@ -37,7 +37,8 @@ class Settings(BaseSettings):
         12 * 1024 * 1024,
         gt=0,
         description="Hidden layers that the scores of a map may take: for each place and query "
-        "pixel 12 of a 9 x 9 model and 52 of a 64 x 64 one, with mode=fast 2 and 26",
+        "pixel 12 of a 9 x 9 model (20 with a stride) and 52 of a 64 x 64 one, with mode=fast "
+        "2 (10) and 26",
     )
     max_scores: int = Field(
         1024 * 1024,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,9 @@ from s2pairs.masks import Flags, from_scene_classes
 from s2pairs.scenes import Grid, LeftOut, Listing, PixelWindow, Scene, Wanted, utc
 from s2pairs.sources import items
 from s2pairs.sources.offsets import ADDED
-from s2pairs.sources.sentinelhub_service import Pages, Service, collection, end_points, keyless
+from s2pairs.sources.sentinelhub_service import Pages, Sender, collection, end_points, keyless
 from s2pairs.sources.web import Patience
 from s2pairs.tiles import PIXEL_SIZE_M, TileId
-
-if TYPE_CHECKING:
-    pass
 
 LONGEST_SIDE_PX = 2500
 _PLACES = ("", "cdse")
@@ -90,7 +87,7 @@ class SentinelHubCatalogue:
         self._level = level or "L1C"
         self._wanted = wanted
         self._ends = end_points(service)
-        self._service = Service(self._ends, patience)
+        self._service = Sender(self._ends, patience)
         self._kept = _Kept()
 
     def scenes(self, tile: TileId) -> Listing:

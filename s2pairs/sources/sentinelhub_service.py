@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from s2pairs.errors import SceneError, SourceError
 from s2pairs.sources.reach import Reach
@@ -79,7 +79,8 @@ def collection(level: str, base_url: str) -> Any:
     return usual.define_from(name, service_url=base_url)
 
 
-class Service:
+@final
+class Sender:
     """Sends what the package prepared, with a token; also stands in for its download client."""
 
     def __init__(self, ends: EndPoints, patience: Patience) -> None:
@@ -88,9 +89,9 @@ class Service:
         self._token = ""
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type["Service"], tuple[EndPoints, Patience]]:
+    def __reduce__(self) -> tuple[type["Sender"], tuple[EndPoints, Patience]]:
         # another process asks for a token of its own, with credentials of its own
-        return Service, (self._ends, self._web.patience)
+        return Sender, (self._ends, self._web.patience)
 
     def found(self, url: str, payload: Any) -> Mapping[str, Any]:
         """A JSON object."""
@@ -154,10 +155,11 @@ class Service:
             ) from error
 
 
+@final
 class Pages:
     """Stands in for the package's download client in one search, which may not go on for ever."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Sender) -> None:
         self._service = service
         self._left = _MOST_PAGES
 

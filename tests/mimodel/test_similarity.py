@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.path import Path as Outline
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from mimodel import similarity
 from mimodel.artifact import Artifact
 from mimodel.errors import InputError
-from mimodel.likeness import Comparison, Terms
+from mimodel.likeness import Comparison, Places, Terms
 from mimodel.similarity import (
     PreparedImage,
     SimilarityMap,
@@ -153,23 +154,35 @@ def test_many_queries_are_each_alone_kept_or_not(pixels: Artifact) -> None:
     np.testing.assert_array_equal(mean.scores, mean_of(together).scores)
 
 
-@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize(("stride", "largest"), [(1, 1 * 3 * 10), (3, 7 * 10)])
 def test_in_small_steps_the_maps_are_the_same(
-    pixels: Artifact, stride: int, monkeypatch: pytest.MonkeyPatch
+    pixels: Artifact, stride: int, largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of 70 scores at most; strips of 60 pixels hold 30 places, batches 10. What is not kept is
+    encoded once for all queries."""
     image, queries = _image(21, 18), [(row, col) for row in range(3, 18, 5) for col in range(18)]
     comparison = Comparison(pixels, torch.float32)
 
     def made() -> PreparedImage:
-        return PreparedImage(pixels, image, stride=stride, comparison=comparison)
+        return PreparedImage(
+            pixels, image, stride=stride, comparison=comparison, keep=lambda _: False
+        )
 
     expected = made().maps(queries)
-    whole = list(made().scores(queries))
-    for name, value in (("_STRIP", 60), ("_PATCHES", 10), ("_STEP", 350)):
+    for name, value in (("_STRIP", 60), ("_PATCHES", 10), ("_STEP", 70)):
         monkeypatch.setattr(similarity, name, value)
+    encoded: list[int] = []
+    places = Comparison.places
+
+    def counted(self: Comparison, images: Tensor) -> Places:
+        encoded.append(len(images))
+        return places(self, images)
+
+    monkeypatch.setattr(Comparison, "places", counted)
     steps = list(made().scores(queries))
-    assert len(steps) > 4 * len(whole)
-    assert max(step.numel() for step in steps) <= 350
+    assert max(step.numel() for step in steps) == largest
+    pieces = sum(len(step) for step in steps) // len(queries)
+    assert len(encoded) == pieces + len(steps) // pieces  # and each group of queries
     for one, other in zip(made().maps(queries), expected, strict=True):
         assert one.queries == other.queries
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)

@@ -134,12 +134,12 @@ def test_what_a_worker_is_sent_can_be_sent(tmp_path: Path, monkeypatch: pytest.M
     """Sources that hold connections make them anew; a path does not depend on where one stands."""
     from s2pairs.sources.reach import Reach
     from s2pairs.sources.sentinelhub import _Kept
-    from s2pairs.sources.sentinelhub_service import EndPoints, Service
+    from s2pairs.sources.sentinelhub_service import EndPoints, Sender
     from s2pairs.sources.web import Patience, Web
 
     ends = EndPoints("https://example.org", "https://example.org/token")
     web = Web(Reach.of("https://example.org"), Patience(tries=2))
-    for each in (web, Service(ends, Patience()), _Kept()):
+    for each in (web, Sender(ends, Patience()), _Kept()):
         assert type(pickle.loads(pickle.dumps(each))) is type(each)
     assert pickle.loads(pickle.dumps(web)).patience.tries == 2
     monkeypatch.chdir(tmp_path)

@@ -17,9 +17,7 @@ from s2pairs.sources.web import Web
 from s2pairs.tiles import TileId
 from tests.s2pairs.local_server import Answer, Asked, serving
 from tests.s2pairs.made_world import BANDS, TILES, World
-from tests.s2pairs.same_pixels import (
-    Remembering,
-)
+from tests.s2pairs.same_pixels import Remembering
 from tests.s2pairs.stac_world import QUICK, WANTED, Api, api_of, items_of, over_http, write_static
 
 

@@ -136,6 +136,7 @@ def test_a_map_keeps_the_coordinates_of_its_image(
     for asked in ({"pixels": [(40, 50), (40, 51)]}, {"polygon": [(40, 50), (40, 51), (40, 50.5)]}):
         mean = client.similarity(image, **asked)  # type: ignore[arg-type]
         np.testing.assert_allclose(mean, (found + other) / 2, atol=2e-2)
+        assert mean.attrs["queries"] == "2 of 2"
     assert client.similarity(image, row=40, col=50, mode="fast").shape == (70, 80)
 
 

@@ -38,7 +38,7 @@ def pixels(folder: Path) -> Artifact:
 @pytest.fixture(scope="module")
 def client(folder: Path, pixels: Artifact) -> Iterator[httpx.Client]:
     """A service of a model of pixels that takes no more than eight of them at once."""
-    options = ["--limit", f"max_scores={8 * 12 * 14}"]
+    options = ["--limit", f"max_products={8 * 12 * 14 * 12}", "--limit", "max_scores=3000"]
     with serving(folder, *options) as running:
         with httpx.Client(base_url=running.url, timeout=60) as client:
             yield client
@@ -179,7 +179,7 @@ def test_an_answer_of_many_layers_is_refused(client: httpx.Client) -> None:
     for accept in ("application/x-npy", "image/tiff"):
         headers = NPY | {"Accept": accept}
         answer = client.post("/similarity", params=params, content=large, headers=headers)
-        refused(answer, 422, "2 layers of 4900 pixels are more")
+        refused(answer, 422, "2 layers of 4900 are more")
         params_of_mean = {**params, "maps": "mean"}
         answer = client.post("/similarity", params=params_of_mean, content=large, headers=headers)
         assert answer.is_success
