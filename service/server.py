@@ -1,9 +1,14 @@
 """uvicorn as this service runs it: signals, the way to the end, the log."""
 
 import asyncio
+import contextlib
+import ctypes
 import logging.config
+import select
 import signal
 import socket
+import struct
+import sys
 import time
 from types import FrameType
 from typing import final
@@ -16,6 +21,16 @@ from service.observing import LOGGING
 from service.settings import Settings
 
 _LAST_WORDS_SECONDS = 3.0
+_HANDSHAKE_SECONDS = 0.25
+_SO_ATTACH_FILTER = 26
+_DROP_SYN = (
+    (0x30, 0, 0, 13),  # A <- the flags of the TCP header
+    (0x54, 0, 0, 0x12),  # A <- A & (SYN | ACK)
+    (0x15, 0, 1, 0x02),  # is it a SYN alone?
+    (0x06, 0, 0, 0),  # then drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # else take all of it
+)
+"""Classic BPF (Linux, `filter.h`): code, jump if true, jump if false, constant."""
 
 
 def run(app: FastAPI, listening: socket.socket, settings: Settings) -> None:
@@ -68,15 +83,21 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the port, and let whoever connected just before say what is wanted.
 
-        uvicorn closes a connection on which no request has arrived yet; one may be on its way, and
-        where the processor is busy that takes a while.
+        The system resets connections that it has made and nobody has accepted when their port is
+        closed, and uvicorn closes one on which no request has arrived yet; one may be on its way,
+        and where the processor is busy that takes a while.
         """
         if not self.force_exit:
+            latest = time.monotonic() + _LAST_WORDS_SECONDS
+            for listening in sockets or []:
+                begin_no_connection(listening)
+            await asyncio.sleep(_HANDSHAKE_SECONDS)
+            while any(_is_readable(one) for one in sockets or []) and time.monotonic() < latest:
+                await asyncio.sleep(0.01)
             for server in self.servers:
                 server.close()
             for listening in sockets or []:
                 listening.close()
-            latest = time.monotonic() + _LAST_WORDS_SECONDS
             await asyncio.sleep(0.1)  # what was accepted last becomes a connection
             while self._is_silence_on_the_line() and time.monotonic() < latest:
                 await asyncio.sleep(0.05)
@@ -91,3 +112,22 @@ class Server(uvicorn.Server):
         """Ten times a second: whether it is time to close the port."""
         over = self._end is not None and time.monotonic() >= self._end
         return await super().on_tick(counter) or over
+
+
+def begin_no_connection(listening: socket.socket) -> None:
+    """Have the system answer no new connection, and finish those that have begun.
+
+    Whoever tries asks again after a second, and finds the port closed. On systems other than Linux
+    nothing changes.
+    """
+    if sys.platform != "linux":
+        return
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in _DROP_SYN))
+    program = struct.pack("HP", len(_DROP_SYN), ctypes.addressof(code))
+    with contextlib.suppress(OSError):  # a sandbox without it: as on other systems
+        listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def _is_readable(listening: socket.socket) -> bool:
+    """Whether a connection waits to be accepted."""
+    return bool(select.select([listening], [], [], 0)[0])

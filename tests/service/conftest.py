@@ -107,8 +107,14 @@ def serving(artifact_folder: Path, *options: str, **environment: str) -> Iterato
 @pytest.fixture(scope="session")
 def service(artifact_folder: Path, index_folder: Path) -> Iterator[Running]:
     """One service with small limits, for all tests that change nothing in it."""
-    limits = ["max_patches=8", "max_pixels=40000", "max_windows=100", "max_body_bytes=4194304"]
-    options = [part for limit in limits for part in ("--limit", limit)]
+    limits = {
+        "max_patches": 8,
+        "max_pixels": 40_000,
+        "max_windows": 100,
+        "max_queries": 16,
+        "max_body_bytes": 4 * 2**20,
+    }
+    options = [part for name, most in limits.items() for part in ("--limit", f"{name}={most}")]
     with serving(artifact_folder, "--index", str(index_folder), *options) as running:
         yield running
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from mimodel.artifact import Artifact, Networks, save_artifact
 from mimodel.backends import Backend
 from service.app import create_app
 from service.observing import JsonLines
+from service.server import begin_no_connection
 from service.settings import Settings
 from tests.service.bodies import npy_bytes
 from tests.service.conftest import serving
@@ -98,6 +100,26 @@ def test_no_request_is_lost_when_the_service_ends_under_load(artifact_folder: Pa
         assert {status for status, _ in load.outcomes} == {200}
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{running.url}/healthz")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sockets are filtered by Linux's BPF")
+def test_a_port_about_to_close_begins_no_connection_and_keeps_those_that_wait() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()) as before,
+        socket.socket() as late,
+    ):
+        begin_no_connection(listening)
+        late.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            late.connect(listening.getsockname())
+        accepted, _ = listening.accept()
+        with accepted:
+            before.sendall(b"asked")
+            assert accepted.recv(5) == b"asked"
+        listening.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listening.accept()
 
 
 def test_no_request_fails_when_the_model_changes_under_load(
