@@ -114,9 +114,9 @@ def probe(
     with _one_sentence():
         _alone()
         from mimodel.artifact import Artifact
+        from mimodel.card import model_card
         from mimodel.probe import draw_retrieval, feature_sets, write_report
         from mimodel.probe import probe as run
-        from mimodel.train import model_card
 
         if {bool(cube), bool(labels)} != {not eurosat}:
             raise ConfigError("give either --cube with --labels, or --eurosat")

@@ -27,3 +27,8 @@ class PatchIndexError(MimodelError):
 
 class InputError(MimodelError):
     """Pixels given to an artifact do not fit it: bands missing, wrong shape, wrong values."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of elsewhere says, without what it adds for those who wrote it."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

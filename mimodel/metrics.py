@@ -7,6 +7,8 @@ from typing import final
 
 from torch.utils.tensorboard import SummaryWriter
 
+from mimodel.whole import write_whole
+
 
 @final
 class MetricsFile:
@@ -19,7 +21,8 @@ class MetricsFile:
         self.latest: dict[str, float] = kept[-1] if kept else {}
         self._board = None
         if writes:
-            self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            lines = "".join(json.dumps(line) + "\n" for line in kept)
+            write_whole(self._path, lambda file: file.write(lines.encode()))
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:

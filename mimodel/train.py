@@ -3,6 +3,7 @@
 A run folder holds
 
     config.yaml      the resolved configuration
+    sessions.jsonl   one line for each start: the step, the commit, the machine
     metrics.jsonl    one line every `log_every` steps: mean terms since the line before
     tensorboard/     the same figures
     checkpoint.pt    for resuming alone
@@ -16,14 +17,11 @@ functions of seed and step, so a resumed run equals an uninterrupted one.
 import math
 import os
 import pickle
-import platform
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, final
@@ -33,6 +31,7 @@ import torch
 from torch import Generator, Tensor
 
 from mimodel.artifact import ArtifactSpec, save_artifact
+from mimodel.card import model_card
 from mimodel.config import (
     ExclusiveStageConfig,
     RunConfig,
@@ -41,7 +40,7 @@ from mimodel.config import (
     load_config,
 )
 from mimodel.data.pairs import PairBatch, PairSource, prefetched
-from mimodel.errors import TrainingError
+from mimodel.errors import TrainingError, first_line
 from mimodel.methods.base import Method, Player
 from mimodel.metrics import MetricsFile, draw_curves, read_metrics
 from mimodel.networks import Encoder, inference_dtype
@@ -57,6 +56,8 @@ from mimodel.parallel import (
     rows,
     wait_for_all,
 )
+from mimodel.sessions import Session, note_session, provenance, read_sessions
+from mimodel.whole import write_whole
 
 Report = Callable[[int, int, Mapping[str, float]], None]
 """Called after each step with (steps done, steps in all, latest figures)."""
@@ -113,6 +114,8 @@ def _train(config: RunConfig, folder: Path, report: Report, device: torch.device
         # A head that a probe has put into the artifact would be lost.
         latest = (read_metrics(folder / "metrics.jsonl") or [{}])[-1]
         return TrainingResult(folder, run.step, True, latest, run.seconds, artifacts)
+    if is_first():
+        note_session(folder, Session.now(run.step, device, run.autocast))
     wait_for_all()
     figures, finished = _loop(run, source, folder, report)
     if not finished:
@@ -133,7 +136,8 @@ def _loop(
     own = rows(settings.batch_size)
     with MetricsFile(folder, run.step, writes=is_first()) as metrics, _stop_signals() as stop:
         for batch in prefetched(source, steps, settings.batch_size, own, readers=settings.readers):
-            run.advance(batch)
+            with _in_words(run):
+                run.advance(batch)
             over = run.over  # by the first process's clock, so the same in all
             if run.step % settings.log_every == 0 or over:
                 metrics.write(run.step, run.figures())
@@ -144,6 +148,26 @@ def _loop(
             if over or stopped:
                 return metrics.latest, over
         return metrics.latest, True
+
+
+@contextmanager
+def _in_words(run: "_Run") -> Iterator[None]:
+    """What a device or a compiler cannot do, as a `TrainingError` that says what to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"{run.device} has no memory for step {run.step + 1} with batches of "
+            f"{run.settings.batch_size} pairs; lower training.batch_size, or share it among "
+            "several devices with torchrun"
+        ) from error
+    except RuntimeError as error:
+        if not run.settings.compile:
+            raise
+        raise TrainingError(
+            f"step {run.step + 1} failed with compiled encoders ({first_line(error)}); set "
+            "training.compile=false"
+        ) from error
 
 
 @final
@@ -285,8 +309,8 @@ class _Run:
             )
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint; a kill in the middle, or a term that is not finite, leaves the one
-        before."""
+        """Write the checkpoint; a kill in the middle, a full disk, or a term that is not finite
+        leaves the one before."""
         self._means()
         sums = {name: mean_over_processes(total) for name, total in self.sums.items()}
         if not is_first():
@@ -300,11 +324,14 @@ class _Run:
             "method": self.method.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
-        partial = folder / "checkpoint.pt.partial"
-        torch.save(state, partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(folder / "checkpoint.pt")
+        path = folder / "checkpoint.pt"
+        try:
+            write_whole(path, lambda file: torch.save(state, file))
+        except (OSError, RuntimeError) as error:  # torch's writer has errors of its own
+            raise TrainingError(
+                f"cannot write {path} ({first_line(error)}); the checkpoint before is kept, so "
+                "make room and run the same command again"
+            ) from error
 
     def _set_learning_rates(self) -> None:
         factor = 1.0
@@ -352,10 +379,12 @@ def _claim_for_all(config: RunConfig, folder: Path) -> None:
 
 
 def _claim(config: RunConfig, folder: Path) -> None:
-    """Make the run folder, with its configuration in it."""
+    """Make the run folder, with its configuration in it; that of a run that goes on stays."""
+    path = folder / "config.yaml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump_config(config))
+        if not path.exists():
+            write_whole(path, lambda file: file.write(dump_config(config).encode()))
     except OSError as error:
         raise TrainingError(f"cannot write the run folder {folder}: {error}") from error
 
@@ -377,12 +406,6 @@ def _arithmetic(settings: TrainingConfig) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
 
 
 def _device(settings: TrainingConfig) -> torch.device:
@@ -436,64 +459,8 @@ def _write_artifacts(config: RunConfig, source: PairSource, run: _Run, folder: P
                 "iterations": str(run.step),
                 "batch_size": str(config.training.batch_size),
                 "seed": str(config.training.seed),
-                "commit": _commit(),
-                "crossmi": version("crossmi"),
-                "torch": str(torch.__version__),
-                "device": _device_name(run.device),
-                "processes": str(processes()),
-                "precision": str(run.autocast).removeprefix("torch."),
+                **provenance(read_sessions(folder)),
             },
             **learnt.fields,
         )
         save_artifact(folder / name, spec, learnt.state, model_card(spec))
-
-
-_REFLECTANCE = "reflectance (unitless, 10 m a pixel, NaN where there is no data)"
-
-
-def model_card(spec: ArtifactSpec, evaluation: str = "") -> str:
-    """README.md of an artifact: what it reads, where it comes from, what it is good for."""
-    pixels = spec.provenance.get("pixels", _REFLECTANCE)
-    height, width = spec.encoder.image_size
-    learnt = [
-        "Learnt from pairs of images by mutual information (Sanchez, Serrurier, Ortner 2019).",
-        "Shared is what both images of a pair have in common, such as the place at two dates;",
-        "exclusive is what one of them has alone.",
-    ]
-    if spec.alpha is None:
-        learnt = ["A variational autoencoder: its one representation goes by the name of shared."]
-    lines = [
-        f"# {spec.name}",
-        "",
-        *learnt,
-        "",
-        f"- reads: {', '.join(spec.bands)} as {pixels}, {height} x {width} pixels",
-        f"- gives: {', '.join(f'{n} ({d})' for n, d in spec.representations.items())}",
-        *[f"- head {name}: {', '.join(head.classes)}" for name, head in spec.heads.items()],
-        *[
-            f"- {name.replace('_', ' ')}: {value}"
-            for name, value in spec.provenance.items()
-            if name != "pixels"
-        ],
-        "",
-    ]
-    if pixels == _REFLECTANCE:
-        lines.append(
-            "Contains modified Copernicus Sentinel data where it was trained on real products."
-        )
-    return "\n".join(lines) + "\n" + (f"\n{evaluation}\n" if evaluation else "")
-
-
-def _commit() -> str:
-    """Commit of the source tree that this module runs from, or 'unknown' outside of one."""
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answer.stdout.strip()

