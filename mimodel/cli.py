@@ -241,8 +241,13 @@ def leakage(
 @app.command(epilog="Example: mimodel reproduce mnist --data mnist --out runs/mnist --seeds 3")
 def reproduce(
     study: Annotated[StudyName, typer.Argument(help="Which experiment of the paper.")],
-    folder: Annotated[Path, typer.Option("--data", help="Folder of the data set's files.")],
-    out: Annotated[Path, typer.Option(help="Folder for runs and report.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder of the data set's files; data/<its name> if unset."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for runs and report; runs/<study> if unset.")
+    ] = None,
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Of the shared stage; the paper's if unset.")
     ] = None,
@@ -254,7 +259,9 @@ def reproduce(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override any field; repeatable."),
     ] = None,
-    configs: Annotated[Path, typer.Option(help="Folder of the configurations.")] = Path("configs"),
+    configs: Annotated[
+        Path | None, typer.Option(help="Folder of the configurations; those that came if unset.")
+    ] = None,
     classifier_iterations: Annotated[
         int, typer.Option(min=1, help="Steps of the MLP of Table 7.")
     ] = 10_000,
@@ -266,19 +273,19 @@ def reproduce(
     """
     with _one_sentence():
         _alone()
-        from mimodel.data.fetch import fetch
+        from mimodel.config import default_configs
         from mimodel.reproduce import Settings
         from mimodel.reproduce import reproduce as run
         from mimodel.studies import STUDIES
 
         chosen = STUDIES[study.value]
-        fetch(chosen.data, folder, typer.echo)
+        out = out or Path("runs") / study.value
         page = run(
             chosen,
-            folder,
+            folder or Path("data") / chosen.data,
             out,
             Settings(
-                configs=configs,
+                configs=configs or default_configs(),
                 extra=config or (),
                 overrides=set_ or (),
                 iterations=iterations,

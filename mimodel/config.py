@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from sysconfig import get_path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
@@ -408,6 +409,12 @@ def load_config(files: Iterable[Path], overrides: Sequence[str] = ()) -> RunConf
             for problem in error.errors()
         )
         raise ConfigError(f"the configuration is not valid: {problems}") from error
+
+
+def default_configs() -> Path:
+    """The configurations that come with the package: of the source tree, or as installed."""
+    beside = Path(__file__).parents[1] / "configs"
+    return beside if beside.is_dir() else Path(get_path("data")) / "share" / "crossmi" / "configs"
 
 
 def dump_config(config: RunConfig) -> str:

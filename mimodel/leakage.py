@@ -5,6 +5,7 @@ others and no shared ones (Sanchez et al. 2019, Tables 1 to 4). Chance and the i
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -46,6 +47,8 @@ class LeakageMatrix:
     readings: tuple[Reading, ...]
     information: Estimate | None = None
     """What the statistics networks of the run say of its pairs."""
+    seconds: float = 0.0
+    """Time that measuring it took."""
 
     def distance_to_ideal(self, representation: str, probe: str = MLP) -> float:
         """L1 distance between the accuracies and the ideal ones (section 5.1 of the paper)."""
@@ -121,6 +124,7 @@ def measure(
             )
     information = information_of_pairs(artifacts, labelled, seed=seed)
     for domain, artifact in artifacts.items():
+        began = time.perf_counter()
         data = labelled[domain]
         # An autoencoder has one representation, of which neither is wanted.
         called = {"shared": "latent"} if artifact.spec.alpha is None else {}
@@ -131,12 +135,13 @@ def measure(
         matrix = leakage_matrix(
             artifact.id, features, data, iterations=iterations, seed=seed, report=report
         )
-        matrices.append(replace(matrix, information=information))
         draw_retrieval_sheet(features, data, folder / f"retrieval-{domain}.png", seed=seed)
         draw_learning_curves(matrix.readings, folder / f"learning-{domain}.png")
         if tsne:
             report(f"t-SNE of the shared representation of {domain.upper()}")
             draw_tsne(next(iter(features.values())), data, folder / f"tsne-{domain}.png", seed=seed)
+        took = time.perf_counter() - began
+        matrices.append(replace(matrix, information=information, seconds=took))
     write_matrices(matrices, folder)
     return tuple(matrices)
 

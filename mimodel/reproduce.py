@@ -9,24 +9,22 @@ The same command goes on where it was stopped and makes nothing twice.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from mimodel.artifact import Artifact, run_artifacts
+from mimodel.artifact import run_artifacts
 from mimodel.config import RunConfig, load_config
+from mimodel.data.fetch import fetch
 from mimodel.data.pairs import DOMAINS
 from mimodel.errors import ConfigError
 from mimodel.leakage import LeakageMatrix, measure, read_matrices
-from mimodel.readouts import MLP, Reading
+from mimodel.page import Outcome, Outcomes, study_page
 from mimodel.sheets import draw_sweep
 from mimodel.studies import Arm, Stage, Study
-from mimodel.train import Report, TrainingResult, train
+from mimodel.train import Report, train
 
 _OF_THE_STUDY = ("data.folder", "training.seed", "method.shared", "method.encoders")
-_SHOWN = (MLP, "linear", "kNN (5)")
 
 
 @dataclass(frozen=True)
@@ -45,17 +43,6 @@ class Settings:
     classifier_iterations: int
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """One arm under one seed."""
-
-    runs: tuple[TrainingResult, ...]
-    published: tuple[int, ...]
-    """Iterations of each run in the paper."""
-    matrices: tuple[LeakageMatrix, ...]
-    folder: str
-
-
 def reproduce(
     study: Study,
     data: Path,
@@ -67,12 +54,14 @@ def reproduce(
 ) -> Path | None:
     """Run a study; the report's path, or None where it was interrupted before the end.
 
-    `training` gives what follows the run of that name; `report` is told what comes next.
+    Data that are missing are fetched or made. `training` gives what follows the run of that name;
+    `report` is told what comes next.
     """
     for arm in study.arms:
         for stage in arm.stages:  # what is wrong is said now, and not when hours have passed
             _config(study, stage, settings, data, out / "seed-0", 0)
-    outcomes: dict[str, list[_Outcome]] = {arm.name: [] for arm in study.arms}
+    fetch(study.data, data, report)
+    outcomes: dict[str, list[Outcome]] = {arm.name: [] for arm in study.arms}
     for seed in range(settings.seeds):
         folder = out / f"seed-{seed}"
         for arm in study.arms:
@@ -88,12 +77,12 @@ def reproduce(
                     return None
             matrices = _matrices(config, folder, arm, settings, report)
             where = f"{folder.name}/{arm.folder}"
-            outcomes[arm.name].append(_Outcome(tuple(runs), tuple(published), matrices, where))
+            outcomes[arm.name].append(Outcome(tuple(runs), tuple(published), matrices, where))
     if study.swept:
-        readings = [outcomes[arm.name][0].matrices[0].readings for arm in study.arms]
-        draw_sweep(study.swept, readings, out / "sweep.png")
+        _draw_sweeps(study, outcomes, out)
+    changes = [*(file.name for file in settings.extra), *settings.overrides]
     page = out / "report.md"
-    page.write_text(_page(study, out, settings, outcomes))
+    page.write_text(study_page(study, out, changes, settings.classifier_iterations, outcomes))
     return page
 
 
@@ -173,138 +162,9 @@ def _matrices(
     )
 
 
-def _page(
-    study: Study, out: Path, settings: Settings, outcomes: Mapping[str, Sequence[_Outcome]]
-) -> str:
-    changes = [*(file.name for file in settings.extra), *settings.overrides]
-    variant = f" Variant: {', '.join(changes)}." if changes else ""
-    runs = {run.folder: run for arm in outcomes.values() for one in arm for run in one.runs}
-    hours = sum(run.seconds for run in runs.values()) / 3600
-    sources = list(study.published)
-    lines = [
-        f"# {study.title}",
-        "",
-        f"Seeds: {settings.seeds}; {hours:.1f} hours of training.{variant}",
-        "",
-        "| arm | run | iterations | the paper's |",
-        "|---|---|--:|--:|",
-        *_iterations(study, outcomes),
-        "",
-        _machine(next(iter(runs.values())).artifacts[0]),
-        "",
-        f"Test accuracy in % by the classifier of Table 7 ({settings.classifier_iterations} "
-        "steps; the paper: 10,000), a linear model and nearest neighbours; ours is the mean over "
-        "the seeds, with the least and the greatest.",
-        "",
-        f"| arm | domain | representation | factor | ideal | {''.join(f'{s} | ' for s in sources)}"
-        + " | ".join(("ours", *_SHOWN[1:]))
-        + " |",
-        f"|---|---|---|---|--:|{'--:|' * (len(sources) + len(_SHOWN))}",
-        *[row for arm in study.arms for row in _rows(study, arm.name, outcomes[arm.name])],
-        "",
-        "L1 distance to the ideal: " + "; ".join(_distances(outcomes)) + ".",
-        "",
-        *[line for arm, seeds in outcomes.items() for line in _information(arm, seeds)],
-        *(["![accuracy over lambda](sweep.png)", ""] if study.swept else []),
-        *[f"{run.folder.relative_to(out)}: ![terms]({run.folder.relative_to(out)}/curves.png)\n"
-          for run in runs.values()],
-        *[line for arm in outcomes.values() for one in arm for line in _pictures(one)],
-        "The configurations are beside the curves (config.yaml), all readings in "
-        f"{out.name}/seed-*/leakage*/leakage.md.",
-        "",
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def _iterations(study: Study, outcomes: Mapping[str, Sequence[_Outcome]]) -> list[str]:
-    rows = []
-    for arm in study.arms:
-        first = outcomes[arm.name][0]
-        for stage, run, paper in zip(arm.stages, first.runs, first.published, strict=True):
-            rows.append(f"| {arm.name} | {stage.folder} | {run.step} | {paper} |")
-    return rows
-
-
-def _rows(study: Study, arm: str, outcomes: Sequence[_Outcome]) -> list[str]:
-    rows = []
-    for index, matrix in enumerate(outcomes[0].matrices):
-        domain = DOMAINS[index]
-        pairs = dict.fromkeys((one.representation, one.factor) for one in matrix.readings)
-        for representation, factor in pairs:
-            readings = {
-                probe: _found(outcomes, index, representation, factor, probe) for probe in _SHOWN
-            }
-            ideal = next(each[0].ideal for each in readings.values() if each)
-            published = [
-                figures.get((arm, domain, representation, factor))
-                for figures in study.published.values()
-            ]
-            cells = [
-                *(arm, domain.upper(), representation, factor),
-                "" if ideal is None else f"{100 * ideal:.2f}",
-                *["" if value is None else f"{value:.2f}" for value in published],
-                *[_over_seeds(each) for each in readings.values()],
-            ]
-            rows.append(f"| {' | '.join(cells)} |")
-    return rows
-
-
-def _found(
-    outcomes: Sequence[_Outcome], index: int, representation: str, factor: str, probe: str
-) -> list[Reading]:
-    """One reading a seed, where that probe read the representation."""
-    return [
-        one
-        for outcome in outcomes
-        for one in outcome.matrices[index].readings
-        if (one.representation, one.factor, one.probe) == (representation, factor, probe)
-    ]
-
-
-def _over_seeds(readings: Sequence[Reading]) -> str:
-    if not readings:
-        return ""
-    values = [100 * one.accuracy for one in readings]
-    spread = f" ({min(values):.2f} – {max(values):.2f})" if len(values) > 1 else ""
-    return f"{np.mean(values):.2f}{spread}"
-
-
-def _distances(outcomes: Mapping[str, Sequence[_Outcome]]) -> list[str]:
-    lines = []
-    for arm, seeds in outcomes.items():
-        for index, matrix in enumerate(seeds[0].matrices):
-            for letter, name in (("S", "shared"), ("E", "exclusive")):
-                if any(one.representation == name for one in matrix.readings):
-                    values = [one.matrices[index].distance_to_ideal(name) for one in seeds]
-                    lines.append(f"{arm}, {letter}_{DOMAINS[index].upper()} {np.mean(values):.4f}")
-    return lines
-
-
-def _information(arm: str, seeds: Sequence[_Outcome]) -> list[str]:
-    said = [one.matrices[0].information for one in seeds]
-    known = [one for one in said if one is not None]
-    if not known:
-        return []
-    nats = ", ".join(f"{one.nats:.3f}" for one in known)
-    return [
-        f"{arm}: pairs of test images share {known[0].truth:.3f} nats; the global networks say "
-        f"{nats} (mean of T on pairs).",
-        "",
-    ]
-
-
-def _pictures(outcome: _Outcome) -> list[str]:
-    where = outcome.folder
-    return [
-        f"{where}: ![retrieval]({where}/retrieval-{domain}.png) "
-        f"![learning curves]({where}/learning-{domain}.png)\n"
-        for domain in DOMAINS[: len(outcome.matrices)]
-    ]
-
-
-def _machine(artifact: Path) -> str:
-    said = Artifact.load(artifact).spec.provenance
-    return (
-        f"Trained on {said['device']} in {said['precision']}, torch {said['torch']}, commit "
-        f"{said['commit']}."
-    )
+def _draw_sweeps(study: Study, outcomes: Outcomes, out: Path) -> None:
+    """Figure 5 for each kind of image."""
+    by_value = [outcomes[arm.name] for arm in study.arms]
+    for index, domain in enumerate(DOMAINS[: len(by_value[0][0].matrices)]):
+        readings = [[one.matrices[index].readings for one in seeds] for seeds in by_value]
+        draw_sweep(study.swept, readings, out / f"sweep-{domain}.png")

@@ -64,22 +64,34 @@ def draw_learning_curves(readings: Sequence[Reading], picture: Path) -> None:
 
 
 def draw_sweep(
-    values: Sequence[float], readings: Sequence[Sequence[Reading]], picture: Path
+    values: Sequence[float], readings: Sequence[Sequence[Sequence[Reading]]], picture: Path
 ) -> None:
     """Figure 5: accuracy on each factor from the exclusive representation, over lambda_adv.
 
-    `readings` are those of one run for each value; dotted lines are the ideal.
+    `readings` has for each value those of one run a seed: lines are the mean over the seeds, bands
+    reach from the least to the greatest; dotted lines are the ideal.
     """
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(4.2, 3))
     wanted = [
-        {one.factor: one for one in run if (one.representation, one.probe) == ("exclusive", MLP)}
-        for run in readings
+        [
+            {
+                one.factor: one
+                for one in run
+                if (one.representation, one.probe) == ("exclusive", MLP)
+            }
+            for run in seeds
+        ]
+        for seeds in readings
     ]
-    for index, factor in enumerate(wanted[0]):
-        accuracies = [run[factor].accuracy for run in wanted]
-        axis.plot(values, accuracies, "o-", ms=3, lw=1, color=f"C{index}", label=factor)
-        axis.axhline(wanted[0][factor].ideal or 0, lw=0.8, ls=":", color=f"C{index}")
+    for index, (factor, first) in enumerate(wanted[0][0].items()):
+        accuracies = np.array([[run[factor].accuracy for run in seeds] for seeds in wanted])
+        colour = f"C{index}"
+        axis.plot(values, accuracies.mean(1), "o-", ms=3, lw=1, color=colour, label=factor)
+        axis.fill_between(
+            values, accuracies.min(1), accuracies.max(1), color=colour, alpha=0.2, lw=0
+        )
+        axis.axhline(first.ideal or 0, lw=0.8, ls=":", color=colour)
     axis.set(xlabel="lambda_adv", ylabel="test accuracy from E", ylim=(0, 1.02))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)

@@ -56,7 +56,7 @@ def test_the_sweep_draws_accuracy_from_e_over_lambda_and_the_ideal(
         [_reading("exclusive", "digit", accuracy, 0.1), _reading("shared", "digit", 0.99, 1.0)]
         for accuracy in (0.4, 0.3, 0.2)
     ]
-    sheets.draw_sweep((0.0, 0.01, 0.05), runs, tmp_path / "sweep.png")
+    sheets.draw_sweep((0.0, 0.01, 0.05), [[run] for run in runs], tmp_path / "sweep.png")
     (axis,) = drawn[0].axes
     measured, ideal = axis.get_lines()
     assert list(measured.get_xdata()) == [0.0, 0.01, 0.05]
