@@ -7,15 +7,15 @@ from sysconfig import get_path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mimodel.artifact import Artifact, run_artifacts
 from mimodel.data.pairs import Domain, LabelledImages, PairSource
 from mimodel.errors import ConfigError
 from mimodel.methods.base import Method, RepresentationScale
-from mimodel.networks import EncoderSpec
+from mimodel.networks import LEAKY_SLOPE, EncoderSpec
 from mimodel.normalisation import Normalisation
-from mimodel.objectives import AdversarialForm
+from mimodel.objectives import AdversarialForm, L1Norm
 
 if TYPE_CHECKING:
     from mimodel.data.words import Words
@@ -205,6 +205,23 @@ class SharedStageConfig(_Model):
     distance_inputs: RepresentationScale = "as they are"
     """standardised: over the batch, so that the distance of the two representations cannot be met
     by making both small. Ours."""
+    distance_norm: L1Norm = "mean"
+    """Over the dimensions; the paper does not say."""
+    negatives: Annotated[int, Field(ge=1)] = 1
+    """Draws of the product of the marginals for each pair; the paper does not say."""
+    score_bound: Annotated[float, Field(gt=0)] | None = None
+    """Keeps T within this bound while training. Ours."""
+    encoded: Literal["apart", "together"] = "apart"
+    """together: both images of a pair in one batch of the one encoder, whose BatchNorm then takes
+    its statistics over both. The paper does not say."""
+    leaky_slope: Annotated[float, Field(ge=0, lt=1)] = LEAKY_SLOPE
+    """Of the encoder's LeakyReLU; the paper does not say. The exclusive encoder has the same."""
+
+    @model_validator(mode="after")
+    def _together_is_one(self) -> "SharedStageConfig":
+        if self.encoded == "together" and self.encoders == 2:
+            raise ValueError("encoded=together needs one encoder; leave method.encoders at 1")
+        return self
 
     def normalisation(self) -> None:
         """The data's own: this stage comes first."""
@@ -213,14 +230,19 @@ class SharedStageConfig(_Model):
     def build(self, bands: int, image_size: tuple[int, int]) -> Method:
         from mimodel.methods.infomax import SharedStage
 
+        spec = EncoderSpec.for_images(bands, image_size, self.representation)
         return SharedStage(
-            EncoderSpec.for_images(bands, image_size, self.representation),
+            spec.model_copy(update={"leaky_slope": self.leaky_slope}),
             alpha=self.alpha,
             beta=self.beta,
             gamma=self.gamma,
             switched=self.switched,
             encoders=self.encoders,
             distance_inputs=self.distance_inputs,
+            distance_norm=self.distance_norm,
+            negatives=self.negatives,
+            score_bound=self.score_bound,
+            encoded=self.encoded,
         )
 
 
@@ -241,6 +263,13 @@ class ExclusiveStageConfig(_Model):
     discriminator_steps: Annotated[int, Field(ge=1)] = 1
     discriminator_rate: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the discriminator; none named: that of the run."""
+    first: Literal["encoder", "discriminator"] = "encoder"
+    """Who moves first in a step; the paper does not say. The discriminator then has representations
+    of its own made, of which BatchNorm's running statistics hear too."""
+    negatives: Annotated[int, Field(ge=1)] = 1
+    """As in the shared stage."""
+    score_bound: Annotated[float, Field(gt=0)] | None = None
+    """As in the shared stage."""
 
     def normalisation(self) -> Normalisation:
         """That of the shared stage: the frozen encoder reads nothing else."""
@@ -276,6 +305,9 @@ class ExclusiveStageConfig(_Model):
             discriminator_inputs=self.discriminator_inputs,
             discriminator_steps=self.discriminator_steps,
             discriminator_rate=self.discriminator_rate,
+            first=self.first,
+            negatives=self.negatives,
+            score_bound=self.score_bound,
         )
 
     def _artifacts(self) -> tuple[Artifact, ...]:

@@ -1,7 +1,7 @@
 """The networks of Sanchez et al. 2019, Tables 1 to 20 of the supplement, from one EncoderSpec.
 
-Settled where the tables are silent: LeakyReLU has a slope of 0.2, activations follow BatchNorm, and
-"the output of Conv k" is taken after both.
+Settled where the tables are silent: LeakyReLU has a slope of 0.2 (unless a spec says otherwise),
+activations follow BatchNorm, and "the output of Conv k" is taken after both.
 
 The first layer of a statistics network is linear in its two inputs, so
 W [f; z] = W_f f + W_z z. The networks are written in this factored form: the feature side is worked
@@ -42,6 +42,7 @@ class EncoderSpec(BaseModel):
     image_size: tuple[int, int]
     convolutions: tuple[ConvSpec, ...]
     representation: int = 64
+    leaky_slope: float = LEAKY_SLOPE
 
     @classmethod
     def for_images(
@@ -120,7 +121,7 @@ class Encoder(nn.Module):
             )
             if conv.batch_norm:
                 layers.append(BatchNorm(conv.channels))
-            layers.append(nn.LeakyReLU(LEAKY_SLOPE))
+            layers.append(nn.LeakyReLU(spec.leaky_slope))
             channels = conv.channels
         self.convolutions = nn.Sequential(*layers)
         self.output = nn.Linear(math.prod(spec.feature_shape), spec.representation)

@@ -29,15 +29,25 @@ def jsd_mutual_information(
     return joint_term(joint).mean() - softplus(_at_least_single(product)).mean()
 
 
-def representation_distance(
-    s_x: Float[Tensor, "batch dim"], s_y: Float[Tensor, "batch dim"]
-) -> Float[Tensor, ""]:
-    """Mean absolute difference of paired representations, equation 6.
+L1Norm = Literal["mean", "sum"]
 
-    The paper leaves open whether the L1 norm is summed or averaged over the dimensions; averaging
-    is ours (summing lets this term drown the others at 64 dimensions).
+
+def representation_distance(
+    s_x: Float[Tensor, "batch dim"], s_y: Float[Tensor, "batch dim"], norm: L1Norm = "mean"
+) -> Float[Tensor, ""]:
+    """Mean over pairs of the L1 norm of their representations' difference, equation 6.
+
+    The paper leaves open whether the norm is summed or averaged over the dimensions; averaging is
+    ours (summing lets this term drown the others at 64 dimensions).
     """
-    return (_at_least_single(s_x) - _at_least_single(s_y)).abs().mean()
+    apart = (_at_least_single(s_x) - _at_least_single(s_y)).abs()
+    return apart.mean() if norm == "mean" else apart.sum(1).mean()
+
+
+def bounded(scores: Float[Tensor, "*draw"], bound: float | None) -> Float[Tensor, "*draw"]:
+    """T kept within `bound` by a hyperbolic tangent (ours), so that no single pair may weigh more
+    than that; as it is where there is no bound."""
+    return scores if bound is None else bound * torch.tanh(_at_least_single(scores) / bound)
 
 
 AdversarialForm = Literal["non-saturating", "saturating"]

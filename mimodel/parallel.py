@@ -85,13 +85,13 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-def joint_derangement(size: int, generator: Generator) -> Int64[Tensor, " row"]:
-    """For each of this process's `size` rows, another row of the joint batch.
+def joint_derangements(size: int, count: int, generator: Generator) -> Int64[Tensor, "count row"]:
+    """For each of this process's `size` rows another row of the joint batch, `count` times.
 
     The generator is in the same state in every process, so these are the parts of one derangement.
     """
     joint = size * processes()
-    return derangement(joint, generator)[rows(joint)]
+    return torch.stack([derangement(joint, generator)[rows(joint)] for _ in range(count)])
 
 
 @final

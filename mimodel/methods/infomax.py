@@ -23,30 +23,35 @@ from mimodel.networks import (
 )
 from mimodel.objectives import (
     AdversarialForm,
+    L1Norm,
     adversarial_term,
+    bounded,
     discriminator_loss,
     jsd_mutual_information,
     representation_distance,
 )
-from mimodel.parallel import gathered, joint_derangement, rows
+from mimodel.parallel import gathered, joint_derangements, rows
 
 
 def pair_information(
     network: StatisticsNetwork,
     feature_map: Float[Tensor, "batch channel row col"],
     representation: Float[Tensor, "batch dim"],
-    order: Int64[Tensor, " batch"],
+    orders: Int64[Tensor, "negatives batch"],
+    bound: float | None = None,
 ) -> Float[Tensor, ""]:
     """Equation 3 or 4 (by the network) of a feature map and a representation.
 
-    The product of the marginals pairs each feature map with the representation that `order` names,
-    a row of the joint batch of all processes; both terms share the network's two sides.
+    The product of the marginals pairs each feature map with the representations that `orders`
+    name, rows of the joint batch of all processes; both terms share the network's two sides.
+    `bound` is that of `bounded`.
     """
     feature = network.feature_side(feature_map)
     joint = gathered(representation)
     side = network.representation_side(joint)
+    own, others = side[rows(len(joint))], side[orders]
     return jsd_mutual_information(
-        network.score(feature, side[rows(len(joint))]), network.score(feature, side[order])
+        bounded(network.score(feature, own), bound), bounded(network.score(feature, others), bound)
     )
 
 
@@ -58,6 +63,12 @@ def _scaled(
         return values
     joint = gathered(values)
     return (values - joint.mean(0)) / (joint.std(0, correction=0) + 1e-5)
+
+
+def _otherwise(negatives: int, score_bound: float | None) -> dict[str, str]:
+    """For an artifact: where a run settles what the paper leaves open otherwise than by default."""
+    said = {"negatives": f"{negatives} of each pair"} if negatives > 1 else {}
+    return said | ({} if score_bound is None else {"score_bound": f"{score_bound:g}"})
 
 
 @final
@@ -75,13 +86,16 @@ class SharedNetworks(nn.Module):
         return Branch(self.encoder, (images,), (self.encoder,))
 
     def information(
-        self, feature_map: Tensor, representation: Tensor, order: Int64[Tensor, " batch"]
+        self, feature_map: Tensor, representation: Tensor, orders: Tensor, bound: float | None
     ) -> Branch:
         """Equations 3 and 4 of this domain's feature map and a representation."""
         networks = (self.global_statistics, self.local_statistics)
 
         def both(feature_map: Tensor, representation: Tensor) -> list[Tensor]:
-            return [pair_information(each, feature_map, representation, order) for each in networks]
+            return [
+                pair_information(each, feature_map, representation, orders, bound)
+                for each in networks
+            ]
 
         return Branch(both, (feature_map, representation), networks)
 
@@ -96,7 +110,9 @@ class SharedStage(Method):
     nothing drives out what only one of the two images has.
 
     `distance_inputs` is ours. As the representations are, making both small brings them together as
-    well as making them alike does; standardised, only the latter is left.
+    well as making them alike does; standardised, only the latter is left. So are `distance_norm`,
+    `negatives`, `score_bound` and `encoded`, of which the paper says nothing: see
+    `mimodel.config.SharedStageConfig`.
     """
 
     def __init__(
@@ -109,10 +125,16 @@ class SharedStage(Method):
         switched: bool,
         encoders: Literal[1, 2] = 1,
         distance_inputs: RepresentationScale = "as they are",
+        distance_norm: L1Norm = "mean",
+        negatives: int = 1,
+        score_bound: float | None = None,
+        encoded: Literal["apart", "together"] = "apart",
     ) -> None:
         super().__init__()
         self.alpha, self.beta, self.gamma, self.switched = alpha, beta, gamma, switched
-        self._distance_inputs = distance_inputs
+        self._distance_inputs, self._distance_norm = distance_inputs, distance_norm
+        self._negatives, self._score_bound = negatives, score_bound
+        self._together = encoded == "together"
         self.x = SharedNetworks(spec)
         self.own_y = SharedNetworks(spec) if encoders == 2 else None
 
@@ -128,18 +150,27 @@ class SharedStage(Method):
     def objective(
         self, player: Player, batch: PairBatch, generator: Generator
     ) -> dict[str, Tensor]:
-        (c_x, s_x), (c_y, s_y) = side_by_side(self.x.encoding(batch.x), self.y.encoding(batch.y))
+        (c_x, s_x), (c_y, s_y) = self._encoded(batch)
         with_x, with_y = (s_y, s_x) if self.switched else (s_x, s_y)
-        order = joint_derangement(len(batch.x), generator)
+        orders = joint_derangements(len(batch.x), self._negatives, generator).to(s_x.device)
         (global_x, local_x), (global_y, local_y) = side_by_side(
-            self.x.information(c_x, with_x, order), self.y.information(c_y, with_y, order)
+            self.x.information(c_x, with_x, orders, self._score_bound),
+            self.y.information(c_y, with_y, orders, self._score_bound),
         )
+        near_x, near_y = (_scaled(s, self._distance_inputs) for s in (s_x, s_y))
+        distance = representation_distance(near_x, near_y, self._distance_norm)
         return {
             "global": -self.alpha * (global_x + global_y),
             "local": -self.beta * (local_x + local_y),
-            "distance": self.gamma
-            * representation_distance(*(_scaled(s, self._distance_inputs) for s in (s_x, s_y))),
+            "distance": self.gamma * distance,
         }
+
+    def _encoded(self, batch: PairBatch) -> Sequence[Sequence[Tensor]]:
+        """C(x) and S of both images."""
+        if not self._together:
+            return side_by_side(self.x.encoding(batch.x), self.y.encoding(batch.y))
+        both = self.x.encoder(torch.cat([batch.x, batch.y]))
+        return tuple(zip(*(values.chunk(2) for values in both), strict=True))
 
     def learnt(self) -> Mapping[str, Learnt]:
         return {
@@ -153,7 +184,10 @@ class SharedStage(Method):
                 networks.state_dict(),
                 {
                     "switched": "yes" if self.switched else "no",
-                    "distance": f"{self.gamma:g} between representations {self._distance_inputs}",
+                    "distance": f"{self.gamma:g} between representations {self._distance_inputs}"
+                    + ", summed over dimensions" * (self._distance_norm == "sum"),
+                    **_otherwise(self._negatives, self._score_bound),
+                    **({"encoded": "both images in one batch"} if self._together else {}),
                 },
             )
             for name, networks in _by_artifact(self.x, self.own_y).items()
@@ -204,8 +238,8 @@ class ExclusiveStage(Method):
     discriminators, which tell these from (S, E of another image). The second moves on the
     representations that the first has just made.
 
-    `shared` holds the artifacts of X and Y, or the one of both. `form`, `discriminator_inputs`,
-    `discriminator_steps` and `discriminator_rate` are ours; the paper does not say.
+    `shared` holds the artifacts of X and Y, or the one of both. All that is named after `form` is
+    ours, since the paper does not say; see `mimodel.config.ExclusiveStageConfig`.
     """
 
     def __init__(
@@ -220,9 +254,13 @@ class ExclusiveStage(Method):
         discriminator_inputs: RepresentationScale = "as they are",
         discriminator_steps: int = 1,
         discriminator_rate: float | None = None,
+        first: Literal["encoder", "discriminator"] = "encoder",
+        negatives: int = 1,
+        score_bound: float | None = None,
     ) -> None:
         super().__init__()
         self.alpha, self.beta, self.adversarial, self.form = alpha, beta, adversarial, form
+        self._first, self._negatives, self._score_bound = first, negatives, score_bound
         self._discriminator_inputs = discriminator_inputs
         self._discriminator_steps = discriminator_steps
         self._discriminator_rate = discriminator_rate
@@ -239,27 +277,30 @@ class ExclusiveStage(Method):
     @property
     def players(self) -> Sequence[Player]:
         domains = [self.x, self.own_y] if self.own_y else [self.x]
-        return (
-            Player(
-                "encoder",
-                [p for one in domains for part in one.informing for p in part.parameters()],
-            ),
-            Player(
-                "discriminator",
-                [p for one in domains for p in one.discriminator.parameters()],
-                learning_rate=self._discriminator_rate,
-                steps=self._discriminator_steps,
-            ),
+        encoder = Player(
+            "encoder",
+            [p for one in domains for part in one.informing for p in part.parameters()],
         )
+        discriminator = Player(
+            "discriminator",
+            [p for one in domains for p in one.discriminator.parameters()],
+            learning_rate=self._discriminator_rate,
+            steps=self._discriminator_steps,
+        )
+        if self._first == "encoder":
+            return encoder, discriminator
+        return discriminator, encoder
 
     def objective(
         self, player: Player, batch: PairBatch, generator: Generator
     ) -> dict[str, Tensor]:
         if player.name == "discriminator":
+            if self._first == "discriminator":
+                self._latest = self._represented(batch)
             return {"discriminator": self._discrimination(generator)}
-        order = joint_derangement(len(batch.x), generator)
+        orders = joint_derangements(len(batch.x), self._negatives, generator).to(batch.x.device)
         (*of_x, s_x, e_x), (*of_y, s_y, e_y) = side_by_side(
-            self._half(self.x, batch.x, order), self._half(self.y, batch.y, order)
+            self._half(self.x, batch.x, orders), self._half(self.y, batch.y, orders)
         )
         self._latest = [(s_x, e_x.detach()), (s_y, e_y.detach())]
         global_, local, adversarial = (x + y for x, y in zip(of_x, of_y, strict=True))
@@ -269,7 +310,17 @@ class ExclusiveStage(Method):
             "adversarial": self.adversarial * adversarial,
         }
 
-    def _half(self, networks: ExclusiveNetworks, images: Tensor, order: Tensor) -> Branch:
+    @torch.no_grad()
+    def _represented(self, batch: PairBatch) -> list[tuple[Tensor, Tensor]]:
+        """S and E of both images as the discriminator sees them, before the encoder has moved."""
+        found = []
+        for networks, images in ((self.x, batch.x), (self.y, batch.y)):
+            both = networks.shared_encoded(images).representation, networks.encoder(images)[1]
+            s, e = (_scaled(each, self._discriminator_inputs) for each in both)
+            found.append((s, e))
+        return found
+
+    def _half(self, networks: ExclusiveNetworks, images: Tensor, orders: Tensor) -> Branch:
         """One domain's half of equation 10: its three terms, and S and E as the discriminator sees
         them."""
 
@@ -279,8 +330,8 @@ class ExclusiveStage(Method):
             c, r = torch.cat([c_shared, c_exclusive], 1), torch.cat([s, e], 1)
             seen_s, seen_e = (_scaled(each, self._discriminator_inputs) for each in (s, e))
             return (
-                pair_information(networks.global_statistics, c, r, order),
-                pair_information(networks.local_statistics, c, r, order),
+                pair_information(networks.global_statistics, c, r, orders, self._score_bound),
+                pair_information(networks.local_statistics, c, r, orders, self._score_bound),
                 adversarial_term(networks.discriminator(seen_s, seen_e), self.form),
                 seen_s,
                 seen_e,
@@ -290,7 +341,8 @@ class ExclusiveStage(Method):
 
     def _discrimination(self, generator: Generator) -> Tensor:
         """Both discriminators' cross-entropy; real pairs have the E of another image."""
-        order = joint_derangement(len(self._latest[0][0]), generator)
+        first = self._latest[0][0]
+        order = joint_derangements(len(first), 1, generator)[0].to(first.device)
         losses = [
             discriminator_loss(
                 real=networks.discriminator(s, gathered(e)[order]),
@@ -306,7 +358,10 @@ class ExclusiveStage(Method):
         return {
             "shared_digest": " ".join(one.shared.representation_digest() for one in domains),
             "adversarial": f"{self.adversarial} {self.form}, discriminator steps "
-            f"{self._discriminator_steps}, inputs {self._discriminator_inputs}",
+            f"{self._discriminator_steps}, inputs {self._discriminator_inputs}"
+            + ", discriminator first"
+            * (self._first == "discriminator"),
+            **_otherwise(self._negatives, self._score_bound),
         }
 
     def learnt(self) -> Mapping[str, Learnt]:

@@ -143,7 +143,8 @@ def test_the_paper_is_what_the_configurations_say() -> None:
         assert training.decay == "none"
     assert shared.method.model_dump(exclude={"name", "switched"}) == {
         "alpha": 0.5, "beta": 1.0, "gamma": 0.1, "representation": 64, "encoders": 2,
-        "distance_inputs": "as they are",
+        "distance_inputs": "as they are", "distance_norm": "mean", "negatives": 1,
+        "score_bound": None, "encoded": "apart", "leaky_slope": 0.2,
     }  # fmt: skip
     stated = exclusive.method.model_dump(include={"alpha", "beta", "adversarial", "representation"})
     assert stated == {"alpha": 0.5, "beta": 1.0, "adversarial": 0.05, "representation": 8}
