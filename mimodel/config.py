@@ -6,6 +6,7 @@ from pathlib import Path
 from sysconfig import get_path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -99,11 +100,17 @@ class ColoredMnistConfig(_Model):
     same_image: bool = False
     """True pairs each image with itself in another colour."""
 
-    def open(self, seed: int, normalisation: Normalisation | None = None) -> PairSource:
+    def open(
+        self, seed: int, normalisation: Normalisation | None, device: torch.device
+    ) -> PairSource:
         from mimodel.data.mnist import ColoredMnistPairs
 
         return ColoredMnistPairs(
-            self.folder, same_image=self.same_image, seed=seed, normalisation=normalisation
+            self.folder,
+            same_image=self.same_image,
+            seed=seed,
+            normalisation=normalisation,
+            device=device,
         )
 
     def labelled(self, domain: Domain, seed: int) -> LabelledImages:
@@ -121,10 +128,12 @@ class Shapes3DConfig(_Model):
     probe_images: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (20_000, 10_000)
     """How many images of the 480,000 a probe is fitted on, and scored on. Ours."""
 
-    def open(self, seed: int, normalisation: Normalisation | None = None) -> PairSource:
+    def open(
+        self, seed: int, normalisation: Normalisation | None, device: torch.device
+    ) -> PairSource:
         from mimodel.data.shapes3d import Shapes3DPairs
 
-        return Shapes3DPairs(self.folder, seed=seed, normalisation=normalisation)
+        return Shapes3DPairs(self.folder, seed=seed, normalisation=normalisation, device=device)
 
     def labelled(self, domain: Domain, seed: int) -> LabelledImages:
         from mimodel.data.shapes3d import labelled_shapes3d
@@ -140,10 +149,12 @@ class _WordsConfig(_Model):
     split_seed: Annotated[int, Field(ge=0)] = 0
     """Draws the split; apart from the run's seed, since every run and measure needs the same."""
 
-    def open(self, seed: int, normalisation: Normalisation | None = None) -> PairSource:
+    def open(
+        self, seed: int, normalisation: Normalisation | None, device: torch.device
+    ) -> PairSource:
         from mimodel.data.words import WordPairs
 
-        return WordPairs(self.read(), seed=seed, normalisation=normalisation)
+        return WordPairs(self.read(), seed=seed, normalisation=normalisation, device=device)
 
     def labelled(self, domain: Domain, seed: int) -> LabelledImages:
         from mimodel.data.words import labelled_words
@@ -405,6 +416,14 @@ class RunConfig(_Model):
     def is_benchmark(self) -> bool:
         """Whether the data's factors are all known."""
         return not isinstance(self.data, CubeConfig | EuroSatConfig)
+
+    def open(self, device: torch.device) -> PairSource:
+        """The pairs to learn from. Those of benchmarks, which are small, are made on the device
+        that trains; those of a cube where `data.device` says."""
+        seed, normalisation = self.training.seed, self.method.normalisation()
+        if isinstance(self.data, CubeConfig | EuroSatConfig):
+            return self.data.open(seed, normalisation)
+        return self.data.open(seed, normalisation, device)
 
     def benchmark(self) -> BenchmarkConfig:
         """The data, where their factors are known."""

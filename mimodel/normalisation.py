@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor
 
 from mimodel.errors import InputError
 
@@ -61,6 +63,11 @@ class Normalisation(BaseModel):
         standard = (reflectance.astype(np.float32) - mean) / std
         filled: npt.NDArray[np.float32] = np.nan_to_num(standard, copy=False, nan=0.0)
         return filled
+
+    def of_tensor(self, values: Float[Tensor, "*batch band row col"]) -> Tensor:
+        """The same of a tensor in which nothing is missing, on the device where it is."""
+        mean, std = (values.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
+        return (values - mean) / std
 
 
 def select_bands(

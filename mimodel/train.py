@@ -97,7 +97,7 @@ def _train(config: RunConfig, folder: Path, report: Report, device: torch.device
             f"a batch of {settings.batch_size} pairs cannot be shared by {processes()} processes "
             "alike; choose a training.batch_size that they divide"
         )
-    source = config.data.open(settings.seed, config.method.normalisation())
+    source = config.open(device)
     if isinstance(config.method, ExclusiveStageConfig) and config.is_benchmark:
         config.method.check_data(source.description["data_digest"])
     run = _Run.start(config, source, device)

@@ -85,13 +85,16 @@ def coloured(
 ) -> Float[Tensor, "batch 3 28 28"]:
     """White digits on coloured ground ("x") or coloured digits on black ("y"), from 0 to 1."""
     ink = (grey.float() / 255)[:, None]
-    paint = COLOURS[colour][:, :, None, None]
+    paint = COLOURS.to(grey.device)[colour][:, :, None, None]
     return ink + (1 - ink) * paint if domain == "x" else ink * paint
 
 
 class ColoredMnistPairs:
     """Pairs of one class, X and Y each in a colour of its own; different images of the class, or
-    with `same_image` the same one. Labels are read to pair, and for nothing else."""
+    with `same_image` the same one. Labels are read to pair, and for nothing else.
+
+    The digits are held on `device`, and coloured there; what is drawn does not depend on it.
+    """
 
     def __init__(
         self,
@@ -100,10 +103,12 @@ class ColoredMnistPairs:
         same_image: bool,
         seed: int,
         normalisation: Normalisation | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         if normalisation not in (None, NORMALISATION):
             raise DataError("the shared encoder was trained on other images than colored-MNIST")
         self._digits = read_digits(folder, "train")
+        self._grey = self._digits.grey.to(device)
         self._same_image = same_image
         self._seed = seed
 
@@ -133,10 +138,11 @@ class ColoredMnistPairs:
         x = torch.randint(len(digits.label), (size,), generator=generator)
         y = x if self._same_image else self._other_of_class(x, generator)
         colours = torch.randint(len(COLOURS), (2, size), generator=generator)[:, rows]
-        x, y = x[rows], y[rows]
+        # one transfer of all indices
+        x, y, of_x, of_y = torch.stack([x[rows], y[rows], *colours]).to(self._grey.device)
         return PairBatch(
-            _normalised(coloured(digits.grey[x], colours[0], "x")),
-            _normalised(coloured(digits.grey[y], colours[1], "y")),
+            NORMALISATION.of_tensor(coloured(self._grey[x], of_x, "x")),
+            NORMALISATION.of_tensor(coloured(self._grey[y], of_y, "y")),
         )
 
     def _other_of_class(
@@ -164,10 +170,6 @@ def labelled_mnist(folder: Path, domain: Domain, *, seed: int) -> LabelledImages
         split=split,
         digest=FILES["train-images-idx3-ubyte"],
     )
-
-
-def _normalised(images: Float[Tensor, "batch 3 28 28"]) -> Float[Tensor, "batch 3 28 28"]:
-    return torch.from_numpy(NORMALISATION(images.numpy()))
 
 
 def missing_files(folder: Path) -> list[str]:

@@ -101,12 +101,14 @@ class Images(Protocol):
 
 @final
 class TintedImages:
-    """Images put together from the layers of their view."""
+    """Images put together from the layers of their view, on the device that holds these."""
 
-    def __init__(self, layers: scene.Layers, digest: str) -> None:
-        self._shade = torch.from_numpy(layers.shade).flatten(0, 2)  # layer row col
+    def __init__(
+        self, layers: scene.Layers, digest: str, device: torch.device | str = "cpu"
+    ) -> None:
+        self._shade = torch.from_numpy(layers.shade).flatten(0, 2).to(device)  # layer row col
         rgb = torch.tensor(scene.SKY_RGB).view(3, 1, 1) / 255
-        self._sky = (torch.from_numpy(layers.sky)[:, None] * rgb).round().short()
+        self._sky = (torch.from_numpy(layers.sky)[:, None] * rgb).round().short().to(device)
         self.side = layers.sky.shape[-1]
         self.origin = "rendered anew by mujoco from the scene fitted to it"
         self.digest = digest
@@ -117,6 +119,7 @@ class TintedImages:
         surfaces, levels = len(scene.SURFACES), len(scene.LEVELS)
         level = _HUE_LEVELS[TRUTH.factors(index)[:, :surfaces]]  # image surface channel
         layer = (view[:, None, None] * surfaces + torch.arange(surfaces)[:, None]) * levels + level
+        view, layer = view.to(self._sky.device), layer.to(self._sky.device)
         steps = self._sky.index_select(0, view)  # image channel row col
         for chosen in layer.unbind(1):
             steps += self._shade.index_select(0, chosen.flatten()).view_as(steps)
@@ -154,15 +157,22 @@ class UnpackedImages:
 class Shapes3DPairs:
     """Pairs of one scale, shape and orientation, all other factors drawn apart for each image.
 
-    Drawn from all 480,000 images: the paper does not say that it held any back.
+    Drawn from all 480,000 images: the paper does not say that it held any back. Rendered layers are
+    held on `device` and tinted there; images of the h5 (5.9 GB) are picked from the disk.
     """
 
     def __init__(
-        self, folder: Path, *, seed: int, normalisation: Normalisation | None = None
+        self,
+        folder: Path,
+        *,
+        seed: int,
+        normalisation: Normalisation | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         if normalisation not in (None, NORMALISATION):
             raise DataError("the shared encoder was trained on other images than 3D Shapes")
-        self._images = open_images(folder)
+        self._images = open_images(folder, device)
+        self._looked_up = _NORMALISED.to(device)
         self._seed = seed
 
     @property
@@ -193,9 +203,9 @@ class Shapes3DPairs:
     def batch(self, step: int, size: int, rows: slice = slice(None)) -> PairBatch:
         """`rows` of `size` pairs, normalised."""
         index = self.indices(step, size)[:, rows]
-        images = self._images.at(index.flatten()).movedim(3, 1)
+        images = self._images.at(index.flatten()).to(self._looked_up.device).movedim(3, 1)
         # Looking up what each of 256 greys becomes is quicker than normalising every pixel.
-        pixels = _NORMALISED.index_select(0, images.flatten().int()).view(images.shape)
+        pixels = self._looked_up.index_select(0, images.flatten().int()).view(images.shape)
         return PairBatch(*pixels.split(index.shape[1]))
 
 
@@ -222,13 +232,14 @@ def labelled_shapes3d(folder: Path, *, seed: int, train: int, test: int) -> Labe
     )
 
 
-def open_images(folder: Path) -> Images:
-    """Those of the h5 where it was unpacked, else the layers; `DataError` where there are none."""
+def open_images(folder: Path, device: torch.device | str = "cpu") -> Images:
+    """Those of the h5 where it was unpacked, else the layers, held on `device`; `DataError` where
+    there are none."""
     unpacked, layers = folder / _UNPACKED, folder / _LAYERS
     if unpacked.exists():
         return UnpackedImages(unpacked)
     if layers.exists() and not (folder / _H5).exists():
-        return TintedImages(scene.load_layers(layers), _sha256(layers))
+        return TintedImages(scene.load_layers(layers), _sha256(layers), device)
     raise DataError(
         f"{folder} has no 3D Shapes to read; `mimodel data shapes3d --to {folder}` unpacks "
         f"{_H5} where it lies there, and otherwise renders the scene anew"

@@ -65,18 +65,26 @@ class WordPairs:
     """Pairs of two different images by one writer, of the split "learn".
 
     The first is any image, all equally likely; the second any other image of its writer's sheet.
-    Images that have no partner are left out; `DataError` where none has one.
+    Images that have no partner are left out; `DataError` where none has one. They are held on
+    `device`; what is drawn does not depend on it.
     """
 
     def __init__(
-        self, words: Words, *, seed: int, normalisation: Normalisation | None = None
+        self,
+        words: Words,
+        *,
+        seed: int,
+        normalisation: Normalisation | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         if normalisation not in (None, NORMALISATION):
             raise DataError("the shared encoder was trained on other images than binary words")
         self._words = words
         self._seed = seed
         chosen, self._first, self._count = _runs_of_a_sheet(words)
-        self._pages: UInt8[Tensor, "image 64 256"] = torch.from_numpy(words.images[chosen])
+        self._pages: UInt8[Tensor, "image 64 256"] = torch.from_numpy(words.images[chosen]).to(
+            device
+        )
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -100,7 +108,8 @@ class WordPairs:
         seed = np.random.SeedSequence([self._seed, 1, step]).generate_state(1)
         generator = Generator().manual_seed(int(seed[0]))
         x = torch.randint(len(self._pages), (size,), generator=generator)
-        x, y = x[rows], self._other_of_sheet(x, generator)[rows]
+        both = torch.stack([x, self._other_of_sheet(x, generator)])[:, rows]
+        x, y = both.to(self._pages.device)
         return PairBatch(_normalised(self._pages[x]), _normalised(self._pages[y]))
 
     def _other_of_sheet(
@@ -171,7 +180,7 @@ def _runs_of_a_sheet(
 
 
 def _normalised(pages: UInt8[Tensor, "batch 64 256"]) -> Float[Tensor, "batch 1 64 256"]:
-    return torch.from_numpy(NORMALISATION(pages[:, None].numpy()))
+    return NORMALISATION.of_tensor(pages[:, None].float())
 
 
 def _reduced(ink: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
