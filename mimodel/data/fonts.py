@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mimodel.data.npm import npm_pack
+from mimodel.data.sums import check_sum, note_sum
 from mimodel.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,14 +39,17 @@ _SUFFIXES = (".woff2", ".ttf", ".otf")
 
 
 def fetch_fonts(folder: Path, report: Callable[[str], None], fonts: Sequence[str] = FONTS) -> None:
-    """Each font as `folder/name.woff2`, by `npm pack`; what is there already is kept.
+    """Each font as `folder/name.woff2`, by `npm pack`, which compares the packages with the
+    registry's digests; what is there already is kept if it is what came.
 
-    `DataError` where npm is missing or fails, or where a font does not open; the same call goes
-    on where it stopped.
+    `DataError` where npm is missing or fails, or where a font does not open or has changed; the
+    same call goes on where it stopped.
     """
     missing = [name for name in fonts if not _opens(folder, name)]
     if not missing:
-        report(f"{folder} has all {len(fonts)} fonts already")
+        fetched = [folder / f"{name}{_SUFFIXES[0]}" for name in fonts]
+        verified = sum(check_sum(file) for file in fetched if file.exists())
+        report(f"{folder} has all {len(fonts)} fonts already, {verified} as they came, verified")
         return
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(missing), _AT_ONCE):
@@ -90,6 +94,7 @@ def _fetch(fonts: Sequence[str], folder: Path) -> None:
             found[0].replace(folder / f"{name}.woff2")
             if not _opens(folder, name):
                 raise OSError(f"{name}.woff2 does not open; Pillow may be built without Brotli")
+            note_sum(folder / f"{name}.woff2")
 
 
 def _opens(folder: Path, name: str) -> bool:

@@ -6,7 +6,6 @@ the hues of floor, wall and object are each image's own (Sanchez et al. 2019, se
 """
 
 import colorsys
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Generator, Tensor
 
 from mimodel.data import shapes3d_render as scene
 from mimodel.data.pairs import LabelledImages, PairBatch
+from mimodel.data.sums import check_sum, note_sum, sha256
 from mimodel.errors import DataError
 from mimodel.normalisation import Normalisation
 
@@ -239,7 +239,7 @@ def open_images(folder: Path, device: torch.device | str = "cpu") -> Images:
     if unpacked.exists():
         return UnpackedImages(unpacked)
     if layers.exists() and not (folder / _H5).exists():
-        return TintedImages(scene.load_layers(layers), _sha256(layers), device)
+        return TintedImages(scene.load_layers(layers), sha256(layers), device)
     raise DataError(
         f"{folder} has no 3D Shapes to read; `mimodel data shapes3d --to {folder}` unpacks "
         f"{_H5} where it lies there, and otherwise renders the scene anew"
@@ -252,10 +252,14 @@ def make_shapes3d(folder: Path, report: Callable[[str], None]) -> None:
     h5, unpacked, layers = (folder / name for name in (_H5, _UNPACKED, _LAYERS))
     if unpacked.exists():
         UnpackedImages(unpacked)
-        report(f"{unpacked} has the images of {_H5} already")
+        verified = check_sum(unpacked)
+        report(
+            f"{unpacked} has the images of {_H5} already, "
+            + ("verified" if verified else "of which nothing says what they were")
+        )
     elif h5.exists():
         report(f"verifying {h5}")
-        unpack_h5(h5, unpacked)
+        unpack_h5(h5, unpacked, report)
         report(f"{unpacked}: {len(TRUTH)} images, SHA-256 of {_H5} verified")
     elif layers.exists():
         scene.load_layers(layers)
@@ -266,16 +270,23 @@ def make_shapes3d(folder: Path, report: Callable[[str], None]) -> None:
         report(f"{layers}: {VIEWS} views to tint, {len(TRUTH)} images")
 
 
-def unpack_h5(h5: Path, to: Path, *, truth: Shapes3D = TRUTH, sha256: str = H5_SHA256) -> None:
+def unpack_h5(
+    h5: Path,
+    to: Path,
+    report: Callable[[str], None],
+    *,
+    truth: Shapes3D = TRUTH,
+    digest: str = H5_SHA256,
+) -> None:
     """The images of `3dshapes.h5`, verified, as plain bytes (5.9 GB) that are quick to pick from.
 
     A compressed h5 is read by whole chunks, which as h5py lays them out run across thousands of
     images: a batch of single images would decompress a good part of it. `DataError` if it is
-    not what it should be.
+    not what it should be. `report` is told of each tenth.
     """
     import h5py
 
-    if _sha256(h5) != sha256:
+    if sha256(h5) != digest:
         raise DataError(f"{h5} is not the published {_H5}: its SHA-256 is another")
     partial = to.with_name(f"{to.name}.partial")
     try:
@@ -284,10 +295,16 @@ def unpack_h5(h5: Path, to: Path, *, truth: Shapes3D = TRUTH, sha256: str = H5_S
             out = np.lib.format.open_memmap(partial, "w+", images.dtype, images.shape)
             rows = images.chunks[0] if images.chunks else 1
             block = rows * math.ceil(_BLOCK / rows)  # whole chunks, each decompressed once
+            tenth = 1
             for first in range(0, len(images), block):
-                out[first : first + block] = images[first : first + block]
+                done = min(first + block, len(images))
+                out[first:done] = images[first:done]
+                if 10 * done >= tenth * len(images):
+                    report(f"unpacked {done} of {len(images)} images")
+                    tenth = 10 * done // len(images) + 1
             out.flush()
         partial.replace(to)
+        note_sum(to)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -311,8 +328,3 @@ def _checked(file: Any, truth: Shapes3D) -> Any:
 def _unit(images: UInt8[Tensor, "image side side 3"]) -> Float[Tensor, "image 3 side side"]:
     """Colours from 0 to 1."""
     return images.movedim(3, 1).float() / 255
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -201,26 +201,48 @@ def test_images_of_an_h5_are_unpacked_as_they_are(
 ) -> None:
     monkeypatch.setattr(shapes3d, "_BLOCK", 10)  # several blocks, the last one cut short
     h5, to = tmp_path / "tiny.h5", tmp_path / "tiny.npy"
-    unpack_h5(h5, to, truth=TINY, sha256=write_h5(h5))
+    said: list[str] = []
+    unpack_h5(h5, to, said.append, truth=TINY, digest=write_h5(h5))
+    assert said[0] == "unpacked 24 of 64 images"
+    assert said[-1] == "unpacked 64 of 64 images"
     index = torch.tensor([63, 0, 25, 25, 7])
     images = np.random.default_rng(0).integers(0, 256, (64, 64, 64, 3), np.uint8)
     np.testing.assert_array_equal(UnpackedImages(to, TINY).at(index), images[index])
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["tiny.h5", "tiny.npy"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["SHA256SUMS", "tiny.h5", "tiny.npy"]
     with pytest.raises(DataError, match="unpack again"):
         UnpackedImages(to)
+
+
+def test_unpacked_images_are_verified_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes3d, "UnpackedImages", lambda _: None)  # these are but a few
+    h5, to = tmp_path / "tiny.h5", tmp_path / "3dshapes.npy"
+    unpack_h5(h5, to, print, truth=TINY, digest=write_h5(h5))
+    said: list[str] = []
+    make_shapes3d(tmp_path, said.append)
+    assert said == [f"{to} has the images of 3dshapes.h5 already, verified"]
+    body = bytearray(to.read_bytes())
+    body[-1] ^= 1
+    to.write_bytes(body)
+    with pytest.raises(DataError, match=r"3dshapes.npy is not what it was when it came"):
+        make_shapes3d(tmp_path, said.append)
+    (tmp_path / "SHA256SUMS").unlink()
+    make_shapes3d(tmp_path, said.append)
+    assert said[-1].endswith("of which nothing says what they were")
 
 
 def test_an_h5_that_is_not_3d_shapes_is_refused(tmp_path: Path) -> None:
     h5, to = tmp_path / "tiny.h5", tmp_path / "tiny.npy"
     write_h5(h5)
     with pytest.raises(DataError, match="SHA-256"):
-        unpack_h5(h5, to, truth=TINY)
+        unpack_h5(h5, to, print, truth=TINY)
     with pytest.raises(DataError, match=r"uint8 \(480000, 64, 64, 3\)"):
-        unpack_h5(h5, to, sha256=write_h5(h5))
+        unpack_h5(h5, to, print, digest=write_h5(h5))
     with pytest.raises(DataError, match="order of factors"):
-        unpack_h5(h5, to, truth=TINY, sha256=write_h5(h5, TINY.labels()[:, ::-1]))
+        unpack_h5(h5, to, print, truth=TINY, digest=write_h5(h5, TINY.labels()[:, ::-1]))
     with pytest.raises(DataError, match="not images and labels"):
-        unpack_h5(h5, to, truth=TINY, sha256=write_h5(h5, name="pictures"))
+        unpack_h5(h5, to, print, truth=TINY, digest=write_h5(h5, name="pictures"))
     assert [file.name for file in tmp_path.iterdir()] == ["tiny.h5"]
 
 

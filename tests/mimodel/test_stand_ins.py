@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import shutil
 import struct
 import sys
 from collections.abc import Callable
@@ -289,11 +290,22 @@ def test_fonts_are_fetched_once_and_open(packed: Callable[[], list[str]], tmp_pa
     assert packed() == [
         "@fontsource/caveat@5.3.0", "@fontsource/condiment@4.5.1", "@fontsource/itim@5.3.0"
     ]  # fmt: skip
-    assert said == [f"{out} has all 3 fonts already"]
+    assert said == [f"{out} has all 3 fonts already, 3 as they came, verified"]
     assert sorted(file.name for file in out.iterdir()) == [
-        "caveat.woff2", "condiment.woff2", "itim.woff2"
+        "SHA256SUMS", "caveat.woff2", "condiment.woff2", "itim.woff2"
     ]  # fmt: skip
     assert len(font_words(out, seed=0, fonts=("caveat", "itim"), words=("sea",)).images) == 2
+
+
+def test_a_font_that_is_not_what_came_is_said(
+    packed: Callable[[], list[str]], fonts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "fonts"
+    fetch_fonts(out, lambda _: None, ("caveat",))
+    shutil.copy(fonts / "DejaVuSerif.ttf", out / "caveat.woff2")
+    with pytest.raises(DataError, match=r"caveat.woff2 is not what it was when it came"):
+        fetch_fonts(out, lambda _: None, ("caveat",))
+    assert len(packed()) == 1
 
 
 @pytest.mark.parametrize(
