@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t as student
 
+from mimodel.artifact import Artifact
 from mimodel.data.pairs import DOMAINS
 from mimodel.leakage import LeakageMatrix
 from mimodel.readouts import MLP, Reading
@@ -56,7 +57,7 @@ def study_page(
         "",
         "| run | steps | commit | device | precision | torch |",
         "|---|--:|---|---|---|---|",
-        *[row for folder, run in runs.items() for row in _sessions(folder, out, run.step)],
+        *[row for run in runs.values() for row in _sessions(run, out)],
         "",
         f"Test accuracy in % by the classifier of Table 7 ({classifier_iterations} steps on "
         "standardised features; the paper: 10,000), a linear model and nearest neighbours. "
@@ -92,22 +93,28 @@ _SPREAD = (
 def _took(runs: Collection[TrainingResult], matrices: Collection[Sequence[LeakageMatrix]]) -> str:
     training = sum(run.seconds for run in runs) / 3600
     measuring = sum(one.seconds for matrix in matrices for one in matrix) / 60
-    return f"{training:.1f} hours of training, {measuring:.0f} minutes of measuring."
+    and_measuring = f", {measuring:.0f} minutes of measuring" if measuring else ""
+    return f"{training:.1f} hours of training{and_measuring}."
 
 
-def _sessions(folder: Path, out: Path, last: int) -> list[str]:
+def _sessions(run: TrainingResult, out: Path) -> list[str]:
     """A row for each stretch of a run that one code on one machine has made."""
     stretches: list[tuple[int, Session]] = []
-    for one in read_sessions(folder):
-        said = (one.commit, one.device, one.precision, one.versions)
+    for one in read_sessions(run.folder):
+        same = (one.commit, one.device, one.precision, one.versions)
         before = stretches[-1][1] if stretches else None
-        if before and said == (before.commit, before.device, before.precision, before.versions):
+        if before and same == (before.commit, before.device, before.precision, before.versions):
             continue
         stretches.append((one.step, one))
-    ends = [*[begin for begin, _ in stretches[1:]], last]
+    ends = [*[begin for begin, _ in stretches[1:]], run.step]
+    name = run.folder.relative_to(out)
+    if not stretches:  # a run of before there were any: what its artifact says is of the last
+        said = Artifact.load(run.artifacts[0]).spec.provenance
+        cells = (said[key] for key in ("commit", "device", "precision", "torch"))
+        return [f"| {name} | to {run.step} | {' | '.join(cells)} |"]
     return [
-        f"| {folder.relative_to(out)} | {begin} to {end} | {one.commit} | {one.device} | "
-        f"{one.precision} | {one.versions['torch']} |"
+        f"| {name} | {begin} to {end} | {one.commit} | {one.device} | {one.precision} | "
+        f"{one.versions['torch']} |"
         for (begin, one), end in zip(stretches, ends, strict=True)
     ]
 
