@@ -274,6 +274,8 @@ class ExclusiveStageConfig(_Model):
     discriminator_steps: Annotated[int, Field(ge=1)] = 1
     discriminator_rate: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the discriminator; none named: that of the run."""
+    independence: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the dependence of S and E (a kernel's criterion) beside the adversary. Ours."""
     first: Literal["encoder", "discriminator"] = "encoder"
     """Who moves first in a step; the paper does not say. The discriminator then has representations
     of its own made, of which BatchNorm's running statistics hear too."""
@@ -317,6 +319,7 @@ class ExclusiveStageConfig(_Model):
             discriminator_steps=self.discriminator_steps,
             discriminator_rate=self.discriminator_rate,
             first=self.first,
+            independence=self.independence,
             negatives=self.negatives,
             score_bound=self.score_bound,
         )

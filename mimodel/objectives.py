@@ -76,6 +76,25 @@ def discriminator_loss(
     return softplus(-_at_least_single(real)).mean() + softplus(_at_least_single(fake)).mean()
 
 
+def dependence(s: Float[Tensor, "batch dim"], e: Float[Tensor, "batch own"]) -> Float[Tensor, ""]:
+    """How far S and E are from independent: the unbiased estimate of the Hilbert-Schmidt
+    independence criterion (Song et al. 2012, equation 5), for a batch of at least 4.
+
+    Its expectation is 0 if and only if they are independent. Kernels are Gaussian, of the mean
+    squared difference over the dimensions, so representations of deviation 1 are to be given.
+    """
+    k, l = (_gaussian_kernel(_at_least_single(values)) for values in (s, e))  # noqa: E741 -- theirs
+    n = len(k)
+    product = (k * l).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2))
+    return (product - 2 / (n - 2) * (k.sum(0) @ l.sum(0))) / (n * (n - 3))
+
+
+def _gaussian_kernel(values: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch batch"]:
+    """Between each two of the batch, and 0 between one and itself."""
+    apart = (values[:, None] - values[None]).square().mean(2)
+    return (-apart / 2).exp() * (1 - torch.eye(len(values)).to(values))
+
+
 def _at_least_single(values: Tensor) -> Tensor:
     """Half precisions as float32; float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -26,6 +26,7 @@ from mimodel.objectives import (
     L1Norm,
     adversarial_term,
     bounded,
+    dependence,
     discriminator_loss,
     jsd_mutual_information,
     representation_distance,
@@ -255,11 +256,13 @@ class ExclusiveStage(Method):
         discriminator_steps: int = 1,
         discriminator_rate: float | None = None,
         first: Literal["encoder", "discriminator"] = "encoder",
+        independence: float = 0.0,
         negatives: int = 1,
         score_bound: float | None = None,
     ) -> None:
         super().__init__()
         self.alpha, self.beta, self.adversarial, self.form = alpha, beta, adversarial, form
+        self._independence = independence
         self._first, self._negatives, self._score_bound = first, negatives, score_bound
         self._discriminator_inputs = discriminator_inputs
         self._discriminator_steps = discriminator_steps
@@ -303,12 +306,15 @@ class ExclusiveStage(Method):
             self._half(self.x, batch.x, orders), self._half(self.y, batch.y, orders)
         )
         self._latest = [(s_x, e_x.detach()), (s_y, e_y.detach())]
-        global_, local, adversarial = (x + y for x, y in zip(of_x, of_y, strict=True))
-        return {
+        global_, local, adversarial = (x + y for x, y in zip(of_x[:3], of_y[:3], strict=True))
+        terms = {
             "global": -self.alpha * global_,
             "local": -self.beta * local,
             "adversarial": self.adversarial * adversarial,
         }
+        if self._independence:
+            terms["dependence"] = self._independence * (of_x[3] + of_y[3])
+        return terms
 
     @torch.no_grad()
     def _represented(self, batch: PairBatch) -> list[tuple[Tensor, Tensor]]:
@@ -329,10 +335,12 @@ class ExclusiveStage(Method):
             c_exclusive, e = networks.encoder(images)
             c, r = torch.cat([c_shared, c_exclusive], 1), torch.cat([s, e], 1)
             seen_s, seen_e = (_scaled(each, self._discriminator_inputs) for each in (s, e))
+            compared = (gathered(_scaled(each, "standardised")) for each in (s, e))
             return (
                 pair_information(networks.global_statistics, c, r, orders, self._score_bound),
                 pair_information(networks.local_statistics, c, r, orders, self._score_bound),
                 adversarial_term(networks.discriminator(seen_s, seen_e), self.form),
+                *([dependence(*compared)] if self._independence else []),
                 seen_s,
                 seen_e,
             )
@@ -355,14 +363,17 @@ class ExclusiveStage(Method):
     @property
     def description(self) -> dict[str, str]:
         domains = [self.x, self.own_y] if self.own_y else [self.x]
-        return {
+        said = {
             "shared_digest": " ".join(one.shared.representation_digest() for one in domains),
             "adversarial": f"{self.adversarial} {self.form}, discriminator steps "
-            f"{self._discriminator_steps}, inputs {self._discriminator_inputs}"
-            + ", discriminator first"
-            * (self._first == "discriminator"),
+            f"{self._discriminator_steps}, inputs {self._discriminator_inputs}",
             **_otherwise(self._negatives, self._score_bound),
         }
+        if self._first == "discriminator":
+            said["adversarial"] += ", discriminator first"
+        if self._independence:
+            said["independence"] = f"{self._independence:g}"
+        return said
 
     def learnt(self) -> Mapping[str, Learnt]:
         return {

@@ -49,6 +49,7 @@ def play(folder: Path) -> dict[str, Tensor]:
         adversarial=0.05,
         form="non-saturating",
         discriminator_inputs="standardised",
+        independence=2.0,
     ).double()
     autoencoder = VariationalAutoencoder(textbook.SMALL, likelihood="gaussian").double()
     found: dict[str, Tensor] = {}
