@@ -1,6 +1,7 @@
 """Too many requests, slow ones, keys, and the end of the process."""
 
 import json
+import signal
 import socket
 import threading
 import time
@@ -138,7 +139,7 @@ def test_sigterm_lets_open_requests_end(artifact_folder: Path) -> None:
         assert len(answer.json()["scores"]) == 96 // stride + 1
         answers.append((answer.status_code, time.monotonic()))
 
-    with serving(artifact_folder, "--limit", "drain_seconds=60") as running, ExitStack() as stack:
+    with serving(artifact_folder) as running, ExitStack() as stack:
         events, threads = [], []
         for stride in (4, 8):
             client = stack.enter_context(httpx.Client(base_url=running.url, timeout=120))
@@ -158,3 +159,25 @@ def test_sigterm_lets_open_requests_end(artifact_folder: Path) -> None:
         assert max(at for _, at in answers) > stopped
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{running.url}/healthz")
+
+
+def test_the_end_waits_for_all_that_a_request_may_take() -> None:
+    for body_seconds, answer_seconds in ((30.0, 120.0), (0.5, 900.25)):
+        settings = Settings(body_seconds=body_seconds, answer_seconds=answer_seconds)
+        assert settings.drain_seconds >= body_seconds + answer_seconds
+
+
+@pytest.mark.slow
+def test_a_body_that_takes_longer_than_half_a_minute_is_answered_after_sigterm(
+    artifact_folder: Path,
+) -> None:
+    with serving(artifact_folder, "--limit", "body_seconds=90") as running:
+        with httpx.Client(base_url=running.url) as client, half_a_request(client) as sending:
+            sending.settimeout(60)
+            time.sleep(0.5)  # it has begun
+            running.process.send_signal(signal.SIGTERM)
+            time.sleep(35)
+            assert running.process.poll() is None
+            sending.sendall(PATCH[1000:])
+            assert sending.recv(12) == b"HTTP/1.1 200"
+        assert running.process.wait(60) == 0
