@@ -188,6 +188,8 @@ def test_the_images_run_their_commands_without_root(compose: dict[str, Any]) -> 
     assert "HEALTHCHECK" in last
     assert 'ENTRYPOINT ["crossmi-service", "--port", "8000"]' in last
     assert "ENV CROSSMI_ARTIFACT=/models/artifact" in last
+    # A read-only container can write no bytecode, so it comes with the image.
+    assert re.search(r"^ENV UV_COMPILE_BYTECODE=1$.*^RUN uv", by_name["build"], re.M | re.S)
     copied = set(re.findall(r"^COPY (\w+) \./\w+$", by_name["build"], re.MULTILINE))
     packages = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
     assert packages
