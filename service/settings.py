@@ -71,6 +71,7 @@ class Settings(BaseSettings):
     )
     body_seconds: float = Field(30.0, gt=0, description="Time for a body to arrive")
     answer_seconds: float = Field(120.0, gt=0, description="Time from a body to its answer")
+    taken_seconds: float = Field(60.0, gt=0, description="Time for an answer to be taken")
     notice_seconds: float = Field(
         1.0, ge=0, description="Time after SIGTERM in which new requests are still answered"
     )
@@ -97,7 +98,7 @@ class Settings(BaseSettings):
     @property
     def drain_seconds(self) -> int:
         """Time for open requests to end: all that any of them may take, so that none is cut."""
-        return math.ceil(self.body_seconds + self.answer_seconds)
+        return math.ceil(self.body_seconds + self.answer_seconds + self.taken_seconds)
 
     @property
     def keys(self) -> tuple[str, ...]:
