@@ -111,10 +111,9 @@ async def _by_look(engine: Engine, request: Request, query: SearchQuery) -> Resp
 
 
 async def _by_pixels(engine: Engine, request: Request, query: SearchQuery) -> Response:
-    _index_of(engine.model)  # before the body is waited for
+    model = engine.model
+    index = _index_of(model)
     async with engine.upload(request) as upload:
-        model = engine.model
-        index = _index_of(model)
         names = index.names(query.representation)
         read: Callable[..., Seen] = see_patches
         if query.row is not None and query.col is not None:

@@ -50,8 +50,8 @@ def similarity_routes(engine: Engine) -> APIRouter:
         pixel. With `maps=each` npy has an axis and a GeoTIFF a band for each query pixel.
         """
         wanted = answer_type(request.headers.get("accept"), [JSON, NPY, PNG, TIFF])
+        model = engine.model
         async with engine.upload(request) as upload:
-            model = engine.model
             with model.images.work():
                 return await _mapped(engine, upload, query, model, wanted)
 
