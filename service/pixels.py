@@ -64,7 +64,9 @@ def pixel_routes(engine: Engine) -> APIRouter:
             reads = model.artifact.spec.heads[head].representation
             seen = await engine.decode(_reader(query, engine.settings), upload, query, model)
             vectors = await engine.embed(model, seen.patches, reads)
-            probabilities = model.artifact.probabilities(vectors, head)
+            probabilities = await engine.prepare(
+                partial(model.artifact.probabilities, vectors, head)
+            )
             if wanted == NPY:
                 return npy_answer(seen.arranged(probabilities), model.name)
             if reads != "shared":

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from mimodel.index import Found, Mask, PatchIndex, Wanted
+from mimodel.index import Found, Mask, PatchIndex, Search, Wanted
 from mimodel.nearest import Vectors
 from service.answers import bytes_answer, json_answer
 from service.decode import Declared, Expected, decode_image
@@ -138,9 +138,13 @@ async def _search(
 ) -> Response:
     """Piece by piece, so that a large search keeps no other one waiting, and can be given up."""
     index = _index_of(model)
-    eligible = await engine.search(partial(_eligible, index, query))
-    _check_amount(len(points), int(eligible.sum()), engine.settings)
-    search = index.search(points, names, eligible, count=query.count, per_place=query.per_place)
+
+    def begin() -> Search:
+        eligible = _eligible(index, query)
+        _check_amount(len(points), int(eligible.sum()), engine.settings)
+        return index.search(points, names, eligible, count=query.count, per_place=query.per_place)
+
+    search = await engine.search(begin)
     steps = search.steps()
     while await engine.search(lambda: next(steps, _OVER)) is not _OVER:
         pass

@@ -73,8 +73,12 @@ async def _mapped(
     # Step by step, so that a large map does not keep others from the model.
     while (part := await engine.compute(lambda: next(steps, None))) is not None:
         parts.append(part)
-    maps = image.joined(asked.counted, parts)
-    return await engine.prepare(lambda: _answer(maps, asked, query, ground, wanted, model))
+
+    def answer() -> Response:
+        maps = image.joined(asked.counted, parts)
+        return _answer(maps, asked, query, ground, wanted, model)
+
+    return await engine.prepare(answer)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Too many requests, slow ones, keys, and the end of the process."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -16,6 +17,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from mimodel.artifact import Artifact
+from mimodel.index import PatchIndex
+from mimodel.similarity import PreparedImage
 from service.app import create_app
 from service.settings import Settings
 from tests.service.bodies import npy_bytes
@@ -122,6 +125,36 @@ def test_a_key_is_wanted_where_there_is_one(artifact: Artifact) -> None:
         assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
         document = client.get("/openapi.json").json()
         assert "401" in document["paths"]["/embed"]["post"]["responses"]
+
+
+def test_what_a_model_and_an_index_work_out_is_off_the_event_loop(
+    artifact: Artifact, index_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_loop: dict[str, bool] = {}
+
+    def note(kind: type, name: str) -> None:
+        whole = getattr(kind, name)
+
+        def noted(*given: object, **named: object) -> object:
+            # Only the thread of the event loop has one that runs.
+            on_the_loop[name] = asyncio._get_running_loop() is not None
+            return whole(*given, **named)
+
+        monkeypatch.setattr(kind, name, noted)
+
+    note(Artifact, "probabilities")
+    note(PreparedImage, "joined")
+    note(PatchIndex, "eligible")
+    note(PatchIndex, "search")
+    image = npy_bytes(np.full((4, 80, 80), 0.1, np.float32))
+    with app_in_a_thread(create_app(artifact, Settings(), index=index_folder)) as client:
+        for path, body in (
+            ("/classify", PATCH),
+            ("/similarity?row=9&col=9&stride=16", image),
+            ("/search", PATCH),
+        ):
+            assert client.post(path, content=body, headers=NPY).status_code == 200
+    assert on_the_loop == dict.fromkeys(("probabilities", "joined", "eligible", "search"), False)
 
 
 @pytest.mark.slow
