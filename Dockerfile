@@ -3,6 +3,9 @@
 # Dask, S3, notebooks:   docker build --target workbench -t crossmi-workbench .
 
 FROM python:3.11-slim AS build
+# The root of a container is read-only: without bytecode in the image every start would compile
+# torch anew.
+ENV UV_COMPILE_BYTECODE=1
 COPY --from=ghcr.io/astral-sh/uv:0.13.9 /uv /usr/local/bin/uv
 WORKDIR /src
 COPY requirements.lock pyproject.toml README.md LICENSE ./
@@ -21,10 +24,12 @@ RUN uv pip install --python /opt/crossmi --constraint requirements.lock \
   '.[cluster,s3,train,service,client]' 'moto[server]' 'jupyterlab>=4.4,<5'
 
 FROM python:3.11-slim AS base
-# The one library that rasterio's wheel takes from the system.
+# The one library that rasterio's wheel takes from the system; and bytecode of Python's own modules,
+# which its image leaves out.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends libexpat1 \
  && rm -rf /var/lib/apt/lists/* \
+ && python -m compileall -q -x '/tests?/' /usr/local/lib/python3.11 \
  && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin crossmi \
  && install --directory --owner 10001 --group 10001 /work
 ENV PATH=/opt/crossmi/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp

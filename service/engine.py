@@ -1,9 +1,9 @@
 """What every route works with: the model that answers now, a place in the queue, three threads.
 
-A route takes `engine.model` once, when its body is there, and answers by it: the next request may
-find another one. `upload` gives the body, `decode` its pixels, `embed` and `compute` what the model
-says, `search` what an index has, `prepare` writes long answers. None of it runs on the event loop,
-which stays free for /healthz and for reading other bodies.
+A route takes `engine.model` once, before it waits for its body, and answers by it: the next request
+may find another one. `upload` gives the body, `decode` its pixels, `embed` and `compute` what the
+model says, `search` what an index has, `prepare` writes long answers. None of it runs on the event
+loop, which stays free for /healthz and for reading other bodies.
 """
 
 import asyncio

@@ -82,11 +82,10 @@ def kserve_routes(engine: Engine) -> APIRouter:
     async def infer(name: str, request: Request) -> Response:
         """Representations, class probabilities and what is said of each patch, as tensors."""
         answer_type(request.headers.get("accept"), [JSON])
-        _model_of(engine, name)  # before the body is waited for
+        model = _model_of(engine, name)
         if media_type_of(request) != JSON:
             raise UnsupportedMediaError(f"send {JSON} as Content-Type")
         async with engine.upload(request) as upload:
-            model = _model_of(engine, name)
             came = await engine.decode(_read, upload, PixelQuery(), model)
             wanted = _wanted(came.request, _outputs(model))
             vectors = {

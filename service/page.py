@@ -51,8 +51,8 @@ def page_routes(engine: Engine) -> APIRouter:
         Each band from its 2nd to its 98th percentile; transparent where there is no data.
         """
         answer_type(request.headers.get("accept"), [PNG])
+        model = engine.model
         async with engine.upload(request) as upload:
-            model = engine.model
             image = await engine.decode(decode_image, upload, query, model)
             picture = await engine.prepare(lambda: png(_colours(image, model.expected.bands)))
             return bytes_answer(picture, PNG, model.name)

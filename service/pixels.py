@@ -37,8 +37,8 @@ def pixel_routes(engine: Engine) -> APIRouter:
         """
         wanted = answer_type(request.headers.get("accept"), [JSON, NPY])
         names = _BOTH if query.representation == "both" else (query.representation,)
+        model = engine.model
         async with engine.upload(request) as upload:
-            model = engine.model
             for name in names:
                 model.artifact.check_representation(name)
             seen = await engine.decode(_reader(query, engine.settings), upload, query, model)
@@ -58,13 +58,15 @@ def pixel_routes(engine: Engine) -> APIRouter:
     async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
         """Class probabilities of patches, or of a grid of patches, by a head of the model."""
         wanted = answer_type(request.headers.get("accept"), [JSON, NPY])
+        model = engine.model
         async with engine.upload(request) as upload:
-            model = engine.model
             head = model.artifact.head_name(query.head)
             reads = model.artifact.spec.heads[head].representation
             seen = await engine.decode(_reader(query, engine.settings), upload, query, model)
             vectors = await engine.embed(model, seen.patches, reads)
-            probabilities = model.artifact.probabilities(vectors, head)
+            probabilities = await engine.prepare(
+                partial(model.artifact.probabilities, vectors, head)
+            )
             if wanted == NPY:
                 return npy_answer(seen.arranged(probabilities), model.name)
             if reads != "shared":

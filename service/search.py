@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from mimodel.index import Found, Mask, PatchIndex, Wanted
+from mimodel.index import Found, Mask, PatchIndex, Search, Wanted
 from mimodel.nearest import Vectors
 from service.answers import bytes_answer, json_answer
 from service.decode import Declared, Expected, decode_image
@@ -111,10 +111,9 @@ async def _by_look(engine: Engine, request: Request, query: SearchQuery) -> Resp
 
 
 async def _by_pixels(engine: Engine, request: Request, query: SearchQuery) -> Response:
-    _index_of(engine.model)  # before the body is waited for
+    model = engine.model
+    index = _index_of(model)
     async with engine.upload(request) as upload:
-        model = engine.model
-        index = _index_of(model)
         names = index.names(query.representation)
         read: Callable[..., Seen] = see_patches
         if query.row is not None and query.col is not None:
@@ -139,9 +138,13 @@ async def _search(
 ) -> Response:
     """Piece by piece, so that a large search keeps no other one waiting, and can be given up."""
     index = _index_of(model)
-    eligible = await engine.search(partial(_eligible, index, query))
-    _check_amount(len(points), int(eligible.sum()), engine.settings)
-    search = index.search(points, names, eligible, count=query.count, per_place=query.per_place)
+
+    def begin() -> Search:
+        eligible = _eligible(index, query)
+        _check_amount(len(points), int(eligible.sum()), engine.settings)
+        return index.search(points, names, eligible, count=query.count, per_place=query.per_place)
+
+    search = await engine.search(begin)
     steps = search.steps()
     while await engine.search(lambda: next(steps, _OVER)) is not _OVER:
         pass

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import logging
 import logging.config
 import select
 import signal
@@ -21,6 +22,7 @@ from service.observing import LOGGING
 from service.settings import Settings
 
 _LAST_WORDS_SECONDS = 3.0
+_LOOK_SECONDS = 0.5
 _HANDSHAKE_SECONDS = 0.25
 _SO_ATTACH_FILTER = 26
 _DROP_SYN = (
@@ -31,6 +33,8 @@ _DROP_SYN = (
     (0x06, 0, 0, 0xFFFFFFFF),  # else take all of it
 )
 """Classic BPF (Linux, `filter.h`): code, jump if true, jump if false, constant."""
+
+log = logging.getLogger("crossmi.service")
 
 
 def run(app: FastAPI, listening: socket.socket, settings: Settings) -> None:
@@ -51,6 +55,8 @@ class Server(uvicorn.Server):
     From SIGTERM on /readyz says 503 and each answer closes its connection, so that a proxy and
     clients that keep connections turn elsewhere. After `notice_seconds` the port is closed, and
     what has begun by then is answered.
+
+    A connection whose client does not take its answer within `taken_seconds` is cut.
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
@@ -70,7 +76,18 @@ class Server(uvicorn.Server):
         )
         self._engine: Engine = app.state.engine
         self._notice_seconds = settings.notice_seconds
+        self._taken_seconds = settings.taken_seconds
+        self._untaken: dict[object, float] = {}
+        """Answers that their clients are taking, and since when."""
         self._end: float | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Until the end, and what has begun by then."""
+        cutting = asyncio.create_task(self._cut_untaken())
+        try:
+            await super().serve(sockets)
+        finally:
+            cutting.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM begins the end; Ctrl-C, or a second signal, is in more of a hurry."""
@@ -102,6 +119,25 @@ class Server(uvicorn.Server):
             while self._is_silence_on_the_line() and time.monotonic() < latest:
                 await asyncio.sleep(0.05)
         await super().shutdown(sockets)
+
+    async def _cut_untaken(self) -> None:
+        """Look again and again at what the clients have not taken of their answers.
+
+        The end of an answer too lies in the connection when the application is done with it, and a
+        connection that is merely closed would wait for it to be taken.
+        """
+        while True:
+            await asyncio.sleep(min(_LOOK_SECONDS, self._taken_seconds))
+            now, before = time.monotonic(), self._untaken
+            self._untaken = {}
+            for connection in list(self.server_state.connections):
+                answer, transport = getattr(connection, "cycle", None), connection.transport
+                if not transport.get_write_buffer_size():
+                    continue
+                self._untaken[answer] = before.get(answer, now)
+                if now - self._untaken[answer] > self._taken_seconds:
+                    log.warning("cut off an answer that was not taken in time")
+                    transport.abort()
 
     def _is_silence_on_the_line(self) -> bool:
         """Whether there is a connection that has not asked for anything yet."""

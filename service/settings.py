@@ -1,5 +1,6 @@
 """The limits of the service, from CROSSMI_... variables of the environment or the command line."""
 
+import math
 from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
@@ -70,10 +71,10 @@ class Settings(BaseSettings):
     )
     body_seconds: float = Field(30.0, gt=0, description="Time for a body to arrive")
     answer_seconds: float = Field(120.0, gt=0, description="Time from a body to its answer")
+    taken_seconds: float = Field(60.0, gt=0, description="Time for an answer to be taken")
     notice_seconds: float = Field(
         1.0, ge=0, description="Time after SIGTERM in which new requests are still answered"
     )
-    drain_seconds: int = Field(30, ge=0, description="Time for open requests to end after that")
     watch_seconds: float = Field(
         5.0, ge=0, description="Time between looks for a new artifact in the folder; 0 for none"
     )
@@ -93,6 +94,11 @@ class Settings(BaseSettings):
         if given is not None and any(len(key) < _KEY_LENGTH for key in _listed(given)):
             raise ValueError(f"every key should have at least {_KEY_LENGTH} characters")
         return given
+
+    @property
+    def drain_seconds(self) -> int:
+        """Time for open requests to end: all that any of them may take, so that none is cut."""
+        return math.ceil(self.body_seconds + self.answer_seconds + self.taken_seconds)
 
     @property
     def keys(self) -> tuple[str, ...]:

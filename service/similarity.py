@@ -50,8 +50,8 @@ def similarity_routes(engine: Engine) -> APIRouter:
         pixel. With `maps=each` npy has an axis and a GeoTIFF a band for each query pixel.
         """
         wanted = answer_type(request.headers.get("accept"), [JSON, NPY, PNG, TIFF])
+        model = engine.model
         async with engine.upload(request) as upload:
-            model = engine.model
             with model.images.work():
                 return await _mapped(engine, upload, query, model, wanted)
 
@@ -73,8 +73,12 @@ async def _mapped(
     # Step by step, so that a large map does not keep others from the model.
     while (part := await engine.compute(lambda: next(steps, None))) is not None:
         parts.append(part)
-    maps = image.joined(asked.counted, parts)
-    return await engine.prepare(lambda: _answer(maps, asked, query, ground, wanted, model))
+
+    def answer() -> Response:
+        maps = image.joined(asked.counted, parts)
+        return _answer(maps, asked, query, ground, wanted, model)
+
+    return await engine.prepare(answer)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, UDPServer
 from typing import Any
 
 import httpx
@@ -24,9 +27,11 @@ from service.settings import Settings
 from tests.service.bodies import npy_bytes
 from tests.service.conftest import Running
 from tests.service.test_http import NPY, refused
+from tests.service.test_operation import eventually
 
 ROOT = Path(__file__).parents[2]
 SERVICES = {"service", "proxy", "prometheus", "scheduler", "worker", "store", "notebook"}
+_WAITED = ("header", "body")
 PATCH = npy_bytes(np.zeros((1, 4, 64, 64), np.float32))
 
 
@@ -161,7 +166,9 @@ def test_the_proxy_fits_the_limits_of_the_service(compose: dict[str, Any]) -> No
     assert limit << 20 > defaults["max_body_bytes"]
     assert patience > defaults["answer_seconds"]
     grace = int(compose["services"]["service"]["stop_grace_period"].removesuffix("s"))
-    assert grace > defaults["notice_seconds"] + defaults["drain_seconds"]
+    settings = Settings.model_construct()
+    # The last connections have a few seconds to say what they want.
+    assert grace > settings.notice_seconds + settings.drain_seconds + 5
     # One client cannot fill the disk of the proxy, neither by bodies nor by answers.
     (disk,) = compose["services"]["proxy"]["tmpfs"]
     size, connections = (
@@ -186,6 +193,8 @@ def test_the_images_run_their_commands_without_root(compose: dict[str, Any]) -> 
     assert "HEALTHCHECK" in last
     assert 'ENTRYPOINT ["crossmi-service", "--port", "8000"]' in last
     assert "ENV CROSSMI_ARTIFACT=/models/artifact" in last
+    # A read-only container can write no bytecode, so it comes with the image.
+    assert re.search(r"^ENV UV_COMPILE_BYTECODE=1$.*^RUN uv", by_name["build"], re.M | re.S)
     copied = set(re.findall(r"^COPY (\w+) \./\w+$", by_name["build"], re.MULTILINE))
     packages = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
     assert packages
@@ -242,16 +251,14 @@ def with_ports(command: list[str], ports: dict[str, int]) -> list[str]:
     return text.split("\0")
 
 
-@pytest.fixture(scope="module")
-def proxied(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """nginx with the very configuration of the compose file, in front of a service."""
-    folder = tmp_path_factory.mktemp("proxy")
+@contextmanager
+def proxying(folder: Path, *changes: tuple[str, str]) -> Iterator[str]:
+    """nginx with the configuration of the compose file but for these changes, on a free port."""
     port = free_port()
     conf = (ROOT / "deploy/proxy.conf").read_text()
-    conf = conf.replace("http://service:8000", service.url)
-    conf = conf.replace("listen 8080", f"listen 127.0.0.1:{port}")
-    # Shorter, since a test waits for them.
-    conf = re.sub(r"(client_(?:header|body)_timeout) 10s", r"\1 1s", conf)
+    for written, here in (("listen 8080", f"listen 127.0.0.1:{port}"), *changes):
+        assert written in conf
+        conf = conf.replace(written, here)
     temp = "\n".join(
         f"{name}_temp_path {folder}/{name};"
         for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -263,6 +270,16 @@ def proxied(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Itera
     url = f"http://127.0.0.1:{port}"
     command = ["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder)]
     with program(command, healthy(f"{url}/healthz"), folder):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def proxied(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """nginx with the very configuration of the compose file, in front of a service."""
+    changes = [("http://service:8000", service.url)]
+    # Shorter, since a test waits for them.
+    changes += [(f"client_{what}_timeout 10s", f"client_{what}_timeout 1s") for what in _WAITED]
+    with proxying(tmp_path_factory.mktemp("proxy"), *changes) as url:
         yield url
 
 
@@ -302,6 +319,87 @@ def test_a_client_that_drips_is_cut_off(proxied: str) -> None:
             sending.sendall(begun)
             answer = sending.recv(4096)  # nothing, or a 408, and then the end
             assert answer == b"" or answer.startswith(b"HTTP/1.1 408")
+
+
+def test_clients_of_an_outer_proxy_have_limits_of_their_own(tmp_path: Path) -> None:
+    """And do not escape theirs by an address that they make up."""
+    one, other, made_up = "203.0.113.7", "203.0.113.8", "198.51.100.9"
+    with answering("127.0.0.1", b"here") as port:
+        changes = [("http://service:8000", f"http://127.0.0.1:{port}")]
+        changes += [("rate=50r/s", "rate=1r/m"), ("burst=100", "burst=2")]
+        with proxying(tmp_path, *changes) as url:
+
+            def status(forwarded_for: str) -> int:
+                return httpx.get(url, headers={"X-Forwarded-For": forwarded_for}).status_code
+
+            assert [status(one) for _ in range(4)] == [200, 200, 200, 429]
+            assert status(f"{made_up}, {one}") == 429
+            assert status(other) == 200
+
+
+def test_the_proxy_finds_a_service_that_was_made_anew(tmp_path: Path) -> None:
+    """Under the same name at another address, as Docker's own names say from then on."""
+    with ExitStack() as stack:
+        first = stack.enter_context(ExitStack())
+        port = first.enter_context(answering("127.0.0.1", b"first"))
+        stack.enter_context(answering("127.0.0.2", b"second", port))
+        names = {"service": "127.0.0.1"}
+        resolver = stack.enter_context(naming(names))
+        changes = [("127.0.0.11 valid=10s", f"127.0.0.1:{resolver} valid=1s")]
+        changes += [("service:8000", f"service:{port}")]
+        url = stack.enter_context(proxying(tmp_path, *changes))
+        assert httpx.get(url).content == b"first"
+        first.close()
+        names["service"] = "127.0.0.2"
+        eventually(lambda: httpx.get(url).content == b"second")
+
+
+@contextmanager
+def answering(address: str, content: bytes, port: int = 0) -> Iterator[int]:
+    """The port of a server at an address of loopback whose every answer is `content`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer((address, port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def naming(addresses: dict[str, str]) -> Iterator[int]:
+    """The UDP port of a server of names (RFC 1035) that knows these alone, for a second each."""
+
+    class Handler(BaseRequestHandler):
+        def handle(self) -> None:
+            asked, sending = self.request
+            name = asked[13 : 13 + asked[12]].decode()
+            # What came, with one answer: the same name, type A, class IN, a second, four bytes.
+            head = asked[:2] + bytes.fromhex("8180 0001 0001 0000 0000")
+            record = bytes.fromhex("c00c 0001 0001 00000001 0004")
+            address = socket.inet_aton(addresses[name])
+            sending.sendto(head + asked[12:] + record + address, self.client_address)
+
+    with UDPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.slow

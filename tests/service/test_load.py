@@ -1,6 +1,8 @@
 """Too many requests, slow ones, keys, and the end of the process."""
 
+import asyncio
 import json
+import signal
 import socket
 import threading
 import time
@@ -15,6 +17,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from mimodel.artifact import Artifact
+from mimodel.index import PatchIndex
+from mimodel.similarity import PreparedImage
 from service.app import create_app
 from service.settings import Settings
 from tests.service.bodies import npy_bytes
@@ -123,6 +127,36 @@ def test_a_key_is_wanted_where_there_is_one(artifact: Artifact) -> None:
         assert "401" in document["paths"]["/embed"]["post"]["responses"]
 
 
+def test_what_a_model_and_an_index_work_out_is_off_the_event_loop(
+    artifact: Artifact, index_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_loop: dict[str, bool] = {}
+
+    def note(kind: type, name: str) -> None:
+        whole = getattr(kind, name)
+
+        def noted(*given: object, **named: object) -> object:
+            # Only the thread of the event loop has one that runs.
+            on_the_loop[name] = asyncio._get_running_loop() is not None
+            return whole(*given, **named)
+
+        monkeypatch.setattr(kind, name, noted)
+
+    note(Artifact, "probabilities")
+    note(PreparedImage, "joined")
+    note(PatchIndex, "eligible")
+    note(PatchIndex, "search")
+    image = npy_bytes(np.full((4, 80, 80), 0.1, np.float32))
+    with app_in_a_thread(create_app(artifact, Settings(), index=index_folder)) as client:
+        for path, body in (
+            ("/classify", PATCH),
+            ("/similarity?row=9&col=9&stride=16", image),
+            ("/search", PATCH),
+        ):
+            assert client.post(path, content=body, headers=NPY).status_code == 200
+    assert on_the_loop == dict.fromkeys(("probabilities", "joined", "eligible", "search"), False)
+
+
 @pytest.mark.slow
 def test_sigterm_lets_open_requests_end(artifact_folder: Path) -> None:
     image = npy_bytes(np.random.default_rng(0).uniform(0, 1, (4, 160, 160)).astype(np.float32))
@@ -138,7 +172,7 @@ def test_sigterm_lets_open_requests_end(artifact_folder: Path) -> None:
         assert len(answer.json()["scores"]) == 96 // stride + 1
         answers.append((answer.status_code, time.monotonic()))
 
-    with serving(artifact_folder, "--limit", "drain_seconds=60") as running, ExitStack() as stack:
+    with serving(artifact_folder) as running, ExitStack() as stack:
         events, threads = [], []
         for stride in (4, 8):
             client = stack.enter_context(httpx.Client(base_url=running.url, timeout=120))
@@ -158,3 +192,25 @@ def test_sigterm_lets_open_requests_end(artifact_folder: Path) -> None:
         assert max(at for _, at in answers) > stopped
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{running.url}/healthz")
+
+
+def test_the_end_waits_for_all_that_a_request_may_take() -> None:
+    for body_seconds, answer_seconds in ((30.0, 120.0), (0.5, 900.25)):
+        settings = Settings(body_seconds=body_seconds, answer_seconds=answer_seconds)
+        assert settings.drain_seconds >= body_seconds + answer_seconds
+
+
+@pytest.mark.slow
+def test_a_body_that_takes_longer_than_half_a_minute_is_answered_after_sigterm(
+    artifact_folder: Path,
+) -> None:
+    with serving(artifact_folder, "--limit", "body_seconds=90") as running:
+        with httpx.Client(base_url=running.url) as client, half_a_request(client) as sending:
+            sending.settimeout(60)
+            time.sleep(0.5)  # it has begun
+            running.process.send_signal(signal.SIGTERM)
+            time.sleep(35)
+            assert running.process.poll() is None
+            sending.sendall(PATCH[1000:])
+            assert sending.recv(12) == b"HTTP/1.1 200"
+        assert running.process.wait(60) == 0

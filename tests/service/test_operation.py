@@ -12,6 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import get_args
 
@@ -27,7 +30,7 @@ from service.server import begin_no_connection
 from service.settings import Settings
 from tests.service.bodies import npy_bytes
 from tests.service.conftest import serving
-from tests.service.test_http import NPY, refused
+from tests.service.test_http import JSON, NPY, refused
 from tests.service.test_load import PATCH, app_in_a_thread, in_a_thread
 
 
@@ -36,6 +39,27 @@ def another(artifact: Artifact, folder: Path) -> Artifact:
     networks = Networks(artifact.spec)
     spec = artifact.spec.model_copy(update={"name": "another"})
     return save_artifact(folder, spec, networks.state_dict(), "# Another\n")
+
+
+def renewed(artifact: Artifact, folder: Path, **changes: object) -> Artifact:
+    """The same weights under a changed specification, in the place of what is; indexes fit."""
+    spec = artifact.spec.model_copy(update=changes)
+    return save_artifact(folder, spec, artifact.networks.state_dict(), "# Renewed\n")
+
+
+def requests_of_all_kinds(artifact: Artifact) -> dict[str, tuple[dict[str, str], bytes]]:
+    """Paths with headers and bodies that a service with an index answers."""
+    tensor = {"name": "pixels", "shape": [1, 4, 64, 64], "datatype": "FP32"}
+    asked = {"inputs": [tensor | {"data": [0.25] * 4 * 64 * 64}]}
+    image = npy_bytes(np.full((4, 80, 80), 0.1, np.float32))
+    return {
+        "/embed": (NPY, PATCH),
+        "/classify": (NPY, PATCH),
+        "/similarity?row=9&col=9&stride=16": (NPY, image),
+        "/search": (NPY, PATCH),
+        "/preview": (NPY, image),
+        f"/v2/models/{artifact.spec.name}/infer": (JSON, json.dumps(asked).encode()),
+    }
 
 
 @pytest.fixture
@@ -58,12 +82,14 @@ def figure(client: httpx.Client, line: str) -> float:
 
 
 class Load:
-    """Threads that ask again and again, each on a connection that it keeps."""
+    """Threads that ask again and again, one thing after the other, each on its own connection."""
 
-    def __init__(self, url: str, clients: int) -> None:
-        self.outcomes: list[tuple[int, str]] = []
+    def __init__(self, url: str, clients: int, asked: dict[str, tuple[dict[str, str], bytes]]):
+        self.outcomes: list[tuple[str, int, str]] = []
+        """Path, status, and digest of the model."""
         self.lost: list[str] = []
         self._url = url
+        self._asked = asked
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
         for thread in self._threads:
@@ -71,16 +97,23 @@ class Load:
 
     def _ask(self) -> None:
         with httpx.Client(base_url=self._url, timeout=60) as client:
-            while not self._over.is_set():
+            for path in cycle(self._asked):
+                if self._over.is_set():
+                    return
+                headers, body = self._asked[path]
                 try:
-                    answer = client.post("/embed", content=PATCH, headers=NPY)
+                    answer = client.post(path, content=body, headers=headers)
                 except httpx.ConnectError:
                     return  # the port is closed: nothing was sent
                 except httpx.TransportError as error:
                     self.lost.append(repr(error))
                     return
-                model = answer.json()["artifact"]["id"] if answer.status_code == 200 else ""
-                self.outcomes.append((answer.status_code, model))
+                model = answer.headers.get("X-Artifact", "")
+                self.outcomes.append((path, answer.status_code, model))
+
+    def has_answers_to(self, paths: set[str], digest: str) -> bool:
+        """Whether a model has answered on each of these paths."""
+        return {path for path, _, model in self.outcomes if model == digest} == paths
 
     def __enter__(self) -> "Load":
         eventually(lambda: len(self.outcomes) >= len(self._threads))
@@ -94,10 +127,10 @@ class Load:
 
 def test_no_request_is_lost_when_the_service_ends_under_load(artifact_folder: Path) -> None:
     with serving(artifact_folder) as running:
-        with Load(running.url, clients=6) as load:
+        with Load(running.url, 6, {"/embed": (NPY, PATCH)}) as load:
             assert running.stop() == 0
         assert load.lost == []
-        assert {status for status, _ in load.outcomes} == {200}
+        assert {status for _, status, _ in load.outcomes} == {200}
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{running.url}/healthz")
 
@@ -123,21 +156,23 @@ def test_a_port_about_to_close_begins_no_connection_and_keeps_those_that_wait() 
 
 
 def test_no_request_fails_when_the_model_changes_under_load(
-    artifact: Artifact, folder: Path
+    artifact: Artifact, folder: Path, index_folder: Path
 ) -> None:
-    with serving(folder, "--limit", "watch_seconds=0.05") as running:
+    asked = requests_of_all_kinds(artifact)
+    options = ("--index", str(index_folder), "--limit", "watch_seconds=0.05")
+    with serving(folder, *options) as running:
         with httpx.Client(base_url=running.url, timeout=60) as client:
-            with Load(running.url, clients=4) as load:
-                for done in (1, 2):
-                    new = another(artifact, folder)
-                    if done == 2:
+            with Load(running.url, 4, asked) as load:
+                for done in ("1", "2"):
+                    new = renewed(artifact, folder, provenance={"number": done})
+                    if done == "2":
                         running.process.send_signal(signal.SIGHUP)
-                    eventually(lambda new=new: load.outcomes[-1][1] == new.id)  # type: ignore[misc]
+                    eventually(partial(load.has_answers_to, set(asked), new.digest), 120)
             assert load.lost == []
-            assert {status for status, _ in load.outcomes} == {200}
+            assert {status for _, status, _ in load.outcomes} == {200}
             assert figure(client, 'crossmi_reloads_total{outcome="failed"}') == 0
             document = client.get("/models").json()["models"][0]
-            assert document["name"] == "another"
+            assert document["artifact"]["digest"] == new.digest
 
 
 def test_a_damaged_artifact_does_not_replace_the_one_that_answers(
@@ -230,6 +265,35 @@ def test_answers_that_nobody_takes_count(artifact: Artifact) -> None:
             eventually(lambda: figure(client, held) == 0)
         del engine.embed
         assert client.post("/embed", content=PATCH, headers=NPY).is_success
+
+
+def test_an_answer_that_nobody_takes_is_cut_off_and_its_memory_is_free(
+    artifact_folder: Path,
+) -> None:
+    """Real bytes: a client asks for 32 layers of 512 x 512 scores, and reads a few bytes."""
+    image = npy_bytes(np.full((4, 512, 512), 0.1, np.float32))
+    pixels = "&".join(f"pixel={at},{at}" for at in range(100, 420, 10))
+    head = (
+        f"POST /similarity?{pixels}&maps=each&stride=64 HTTP/1.1\r\nHost: x\r\n"
+        "Content-Type: application/x-npy\r\nAccept: application/x-npy\r\n"
+        f"Content-Length: {len(image)}\r\n\r\n"
+    )
+    held = 'crossmi_waiting_bytes{of="answers"}'
+    options = ("--limit", "max_scores=8388608", "--limit", "taken_seconds=1")
+    with (
+        serving(artifact_folder, *options) as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+        socket.create_connection((client.base_url.host, client.base_url.port), 120) as slow,
+    ):
+        slow.sendall(head.encode() + image)
+        assert slow.recv(12) == b"HTTP/1.1 200"
+        eventually(lambda: figure(client, held) == 0)
+        taken = 0
+        with suppress(ConnectionResetError):
+            while part := slow.recv(1 << 20):
+                taken += len(part)
+        assert taken < 32 << 20  # the system had taken in a part of it
+        assert client.post("/embed", content=PATCH, headers=NPY).status_code == 200
 
 
 def test_bodies_that_fill_the_memory_for_them_are_refused_and_leave_nothing(

@@ -3,6 +3,9 @@
 import asyncio
 import os
 import shutil
+import socket
+from contextlib import ExitStack
+from http.client import HTTPResponse
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,13 @@ from service.reloading import Watch
 from service.settings import Settings
 from tests.service.test_http import NPY
 from tests.service.test_load import PATCH, app_in_a_thread
-from tests.service.test_operation import another, eventually, figure
+from tests.service.test_operation import (
+    another,
+    eventually,
+    figure,
+    renewed,
+    requests_of_all_kinds,
+)
 
 _FAILED = 'crossmi_reloads_total{outcome="failed"}'
 _DONE = 'crossmi_reloads_total{outcome="done"}'
@@ -40,6 +49,32 @@ def test_what_could_not_be_read_because_it_was_arriving_is_tried_again(
         answer = client.post("/embed", content=PATCH, headers=NPY).json()
         assert answer["artifact"]["id"] == new.id
         assert figure(client, _DONE) == 1
+
+
+def test_a_request_is_answered_by_the_model_that_it_began_with(
+    artifact: Artifact, folder: Path, index_folder: Path
+) -> None:
+    """Also where the new model has another name: a request to the old one was accepted."""
+    app = create_app(artifact, Settings(watch_seconds=0), folder, index_folder)
+    asked = requests_of_all_kinds(artifact)
+    with app_in_a_thread(app) as client, ExitStack() as stack:
+        here = client.base_url.host, client.base_url.port or 0
+        begun = {path: stack.enter_context(socket.create_connection(here, 60)) for path in asked}
+        for path, (headers, body) in asked.items():
+            head = {"Host": "x", "Content-Length": str(len(body)), **headers}
+            lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
+            begun[path].sendall("\r\n".join([*lines, "", ""]).encode() + body[:1000])
+        eventually(lambda: figure(client, "crossmi_places_taken") == len(asked))
+        new = renewed(artifact, folder, name="another")
+        app.state.engine.want_reload()
+        eventually(lambda: figure(client, _DONE) == 1)
+        now = client.post("/embed", content=PATCH, headers=NPY)
+        assert now.headers["X-Artifact"] == new.digest
+        for path, (_, body) in asked.items():
+            begun[path].sendall(body[1000:])
+            answer = HTTPResponse(begun[path])
+            answer.begin()
+            assert (answer.status, answer.getheader("X-Artifact")) == (200, artifact.digest), path
 
 
 def test_what_was_swapped_while_the_service_started_is_noticed(
