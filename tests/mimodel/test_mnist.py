@@ -92,6 +92,7 @@ def test_labelled_images_carry_the_factors_that_made_them(
     assert (data.split == "train").sum() == 60
     assert data.shared == ("digit",)
     assert set(data.factors) == {"digit", own}
+    assert data.classifier_width == 32  # supplement, 1.1
     inside, corner = data.images[:, :, 6, 6], data.images[:, :, 0, 0]
     # In every hue some channel is 0 and some is 1: the ink is X's least, Y's greatest channel.
     ink = inside.min(1) if domain == "x" else inside.max(1)
