@@ -28,7 +28,10 @@ def draw_retrieval_sheet(
     train, test = data.split == "train", np.flatnonzero(data.split == "test")
     queries = np.random.default_rng(seed).choice(test, min(rows, len(test)), replace=False)
     figure, axes = plt.subplots(
-        len(queries) * len(features), _SHOWN + 1, figsize=(8, 0.8 * len(queries) * len(features))
+        len(queries) * len(features),
+        _SHOWN + 1,
+        figsize=(8, 0.8 * len(queries) * len(features)),
+        squeeze=False,
     )
     for index, (name, values) in enumerate(features.items()):
         scaled = standardised(values, train)

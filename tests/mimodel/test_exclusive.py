@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import softplus
 
 from mimodel.artifact import Artifact, ArtifactSpec, HeadSpec, Networks, save_artifact
 from mimodel.config import (
@@ -83,26 +82,18 @@ def _batch() -> PairBatch:
 def _encoded(networks: ExclusiveNetworks, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(maps of both encoders, S, E); the shared encoder in eval mode, without gradients."""
     with torch.no_grad():
-        c_shared, s = networks.shared_encoder.eval()(images)
-    c_exclusive, e = networks.encoder(images)
+        c_shared, s = textbook.encoded(networks.shared_encoder.eval(), images)
+    c_exclusive, e = textbook.encoded(networks.encoder, images)
     return torch.cat([c_shared, c_exclusive], 1), s, e
 
 
 def _equation_8(networks: ExclusiveNetworks, c: Tensor, s: Tensor, e: Tensor) -> Tensor:
     """alpha L_global(X, R_X) + beta L_local(X, R_X), one image and one position after another."""
     r = torch.cat([s, e], 1)
-    order = derangement(PAIRS, Generator().manual_seed(4)).tolist()
-    total = torch.zeros((), dtype=torch.float64)
-    for network, weight in ((networks.global_statistics, ALPHA), (networks.local_statistics, BETA)):
-        joint, product = [], []
-        for one in range(PAIRS):
-            other = order[one]
-            assert other != one
-            joint.append(textbook.score(network, c[one : one + 1], r[one : one + 1]))
-            product.append(textbook.score(network, c[one : one + 1], r[other : other + 1]))
-        j, p = torch.stack(joint), torch.stack(product)
-        total = total + weight * ((-softplus(-j)).mean() - softplus(p).mean())
-    return total
+    order = derangement(PAIRS, Generator().manual_seed(4))
+    of_all = textbook.information_one_by_one(networks.global_statistics, c, r, order)
+    of_each = textbook.information_one_by_one(networks.local_statistics, c, r, order)
+    return ALPHA * of_all + BETA * of_each
 
 
 @pytest.mark.parametrize("domains", [1, 2])
@@ -145,6 +136,12 @@ def test_the_discriminator_maximises_equation_9_with_e_of_another_image(tmp_path
             fake = networks.discriminator(s[one : one + 1], own).sigmoid()
             equation_9 = equation_9 + (real.log() + (1 - fake).log()).sum() / PAIRS
     torch.testing.assert_close(loss, -equation_9, atol=1e-9, rtol=1e-9)
+    parameters = list(discriminator.parameters)
+    mine = torch.autograd.grad(loss, parameters)
+    theirs = torch.autograd.grad(-equation_9, parameters)
+    for one, by_loop in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, by_loop, atol=1e-9, rtol=1e-9)
+        assert by_loop.abs().max() > 0
 
 
 def test_a_standardised_discriminator_sees_e_whatever_its_scale(tmp_path: Path) -> None:
@@ -170,6 +167,32 @@ def test_a_standardised_discriminator_sees_e_whatever_its_scale(tmp_path: Path) 
         s, e = ((one - one.mean(0)) / (one.std(0, correction=0) + 1e-5) for one in (s, e))
         expected = expected - ADVERSARIAL * networks.discriminator(s, e).sigmoid().log().mean()
     torch.testing.assert_close(losses[seen, 1.0][0], expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("form", get_args(AdversarialForm))
+@pytest.mark.parametrize(
+    ("player", "term", "taught"),
+    [
+        ("encoder", "global", {"encoder", "global_statistics"}),
+        ("encoder", "local", {"encoder", "local_statistics"}),
+        ("encoder", "adversarial", {"encoder"}),
+        ("discriminator", "discriminator", {"discriminator"}),
+    ],
+)
+def test_each_term_teaches_its_own_networks_alone(
+    tmp_path: Path, form: AdversarialForm, player: str, term: str, taught: set[str]
+) -> None:
+    """Taught as in the loop: gradients of a term end at the parameters of its player."""
+    stage, batch = _stage(tmp_path, form=form), _batch()
+    terms: dict[str, Tensor] = {}
+    for one in stage.players:
+        terms |= stage.objective(one, batch, Generator().manual_seed(4))
+        if one.name == player:
+            terms[term].backward(inputs=list(one.parameters))
+    assert set(terms) == {"global", "local", "adversarial", "discriminator"}
+    for networks in (stage.x, stage.y):
+        assert textbook.reached(networks) == taught
+        assert not any(one.requires_grad for one in networks.shared_encoder.parameters())
 
 
 def test_each_player_moves_its_own_parameters_and_none_the_shared_encoder(tmp_path: Path) -> None:

@@ -47,14 +47,14 @@ def test_objective_is_equations_5_to_7(
     ours = torch.autograd.grad(sum(terms.values()), list(stage.parameters()))
 
     order = derangement(6, Generator().manual_seed(4))
-    (c_x, s_x), (c_y, s_y) = stage.x.encoder(batch.x), stage.y.encoder(batch.y)
+    c_x, s_x = textbook.encoded(stage.x.encoder, batch.x)
+    c_y, s_y = textbook.encoded(stage.y.encoder, batch.y)
     of_x, of_y = (s_y, s_x) if switched else (s_x, s_y)
     g_x, t_x = stage.x.global_statistics, stage.x.local_statistics
     g_y, t_y = stage.y.global_statistics, stage.y.local_statistics
-    l_mi = 0.5 * (
-        textbook.information(g_x, c_x, of_x, order) + textbook.information(g_y, c_y, of_y, order)
-    ) + 1.0 * (
-        textbook.information(t_x, c_x, of_x, order) + textbook.information(t_y, c_y, of_y, order)
+    information = textbook.information_one_by_one
+    l_mi = 0.5 * (information(g_x, c_x, of_x, order) + information(g_y, c_y, of_y, order)) + 1.0 * (
+        information(t_x, c_x, of_x, order) + information(t_y, c_y, of_y, order)
     )
     if distance_inputs == "standardised":
         s_x, s_y = ((s - s.mean(0)) / (s.std(0, correction=0) + 1e-5) for s in (s_x, s_y))
@@ -65,6 +65,46 @@ def test_objective_is_equations_5_to_7(
     torch.testing.assert_close(sum(terms.values()), loss, atol=1e-10, rtol=1e-10)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("term", "taught"),
+    [
+        ("global", {"encoder", "global_statistics"}),
+        ("local", {"encoder", "local_statistics"}),
+        ("distance", {"encoder"}),
+    ],
+)
+@pytest.mark.parametrize("switched", [True, False])
+def test_each_term_teaches_both_encoders_and_its_own_networks_alone(
+    term: str, taught: set[str], *, switched: bool
+) -> None:
+    stage = _stage(switched=switched, encoders=2)
+    (player,) = stage.players
+    assert {id(one) for one in player.parameters} == {id(one) for one in stage.parameters()}
+    batch = PairBatch(*torch.randn(2, 6, 2, 16, 16))
+    terms = stage.objective(player, batch, Generator().manual_seed(4))
+    terms[term].backward(inputs=list(player.parameters))
+    for networks in (stage.x, stage.y):
+        assert textbook.reached(networks) == taught
+
+
+def test_with_the_switch_an_image_teaches_the_others_representation() -> None:
+    """Where X's statistics networks alone have something to say, the layer of S_Y learns of it."""
+    for switched, teaching in ((True, "y"), (False, "x")):
+        stage = _stage(switched=switched, encoders=2)
+        batch = PairBatch(*torch.randn(2, 6, 2, 16, 16))
+        with torch.no_grad():  # a network whose answer is always 0 teaches nothing
+            for network in (stage.y.global_statistics, stage.y.local_statistics):
+                network.head[3].weight.zero_()
+        terms = stage.objective(stage.players[0], batch, Generator().manual_seed(4))
+        (terms["global"] + terms["local"]).backward(inputs=list(stage.parameters()))
+        found = {
+            domain
+            for domain, networks in (("x", stage.x), ("y", stage.y))
+            if textbook.reached(networks.encoder) >= {"output"}
+        }
+        assert found == {teaching}
 
 
 def test_standardised_representations_cannot_come_near_by_shrinking() -> None:

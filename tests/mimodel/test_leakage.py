@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from mimodel.data.pairs import LabelledImages
+from mimodel.artifact import Artifact, ArtifactSpec, Networks, save_artifact
+from mimodel.data.pairs import DOMAINS, Domain, LabelledImages
 from mimodel.errors import DataError
-from mimodel.leakage import LeakageMatrix, leakage_matrix, read_matrices, write_matrices
+from mimodel.leakage import LeakageMatrix, leakage_matrix, measure, read_matrices, write_matrices
+from mimodel.networks import ConvSpec, EncoderSpec
+from mimodel.normalisation import Normalisation
 from mimodel.readouts import MLP, Features, Reading
 
 SAMPLES, TRAIN = 3000, 2000
@@ -69,6 +73,91 @@ def test_noise_and_shuffled_labels_give_chance() -> None:
         chance = {"digit": 1 / 10, "colour": 1 / 12}[factor]
         # Three standard deviations of 1000 answers at chance.
         assert accuracy == pytest.approx(chance, abs=0.03), (factor, probe)
+
+
+KINDS = 4
+PLANTED: dict[Domain, dict[str, str]] = {
+    "x": {"shared": "background", "exclusive": "digit"},
+    "y": {"shared": "digit", "exclusive": "ink"},
+}
+"""What each representation passes on. X's are the wrong way round, to be found in X alone."""
+
+
+def _crossed(own: str, seed: int) -> LabelledImages:
+    """Every digit in every colour, as often in both splits; band 0 shows the digit, band 1 the
+    colour, by which of four pixels is lit."""
+    rng = np.random.default_rng(seed)
+    combinations = np.stack(np.meshgrid(np.arange(KINDS), np.arange(KINDS)), -1).reshape(-1, 2)
+    digit, colour = np.concatenate(
+        [rng.permutation(np.repeat(combinations, times, 0)) for times in (4, 2)]
+    ).T
+    images = np.zeros((len(digit), 3, 2, 2), np.float32)
+    for row, lit in enumerate(zip(digit, colour, strict=True)):
+        for band, pixel in enumerate(lit):
+            images[row, band].flat[pixel] = 1
+    return LabelledImages(
+        images=images,
+        factors={"digit": digit, own: colour},
+        shared=("digit",),
+        split=np.repeat(["train", "test"], [4 * KINDS**2, 2 * KINDS**2]),
+    )
+
+
+def _passing_on(folder: Path, factors: dict[str, str]) -> Artifact:
+    """An artifact whose representations are the lit pixel of one band each."""
+    encoder = EncoderSpec(
+        in_channels=3,
+        image_size=(2, 2),
+        convolutions=(ConvSpec(channels=3, kernel=1, stride=1, batch_norm=False),),
+        representation=KINDS,
+    )
+    spec = ArtifactSpec(
+        name=folder.name,
+        encoder=encoder,
+        exclusive_encoder=encoder,
+        normalisation=Normalisation(bands=("a", "b", "c"), mean=(0,) * 3, std=(1,) * 3),
+        representations={"shared": KINDS, "exclusive": KINDS},
+        alpha=0.5,
+        beta=1.0,
+    )
+    state = Networks(spec).state_dict()
+    for name, factor in factors.items():
+        part = {"shared": "encoder", "exclusive": "exclusive_encoder"}[name]
+        band = 0 if factor == "digit" else 1
+        state[f"{part}.convolutions.0.weight"] = torch.eye(3)[:, :, None, None]
+        state[f"{part}.output.weight"] = torch.eye(3 * KINDS)[KINDS * band : KINDS * (band + 1)]
+        for bias in ("convolutions.0.bias", "output.bias"):
+            state[f"{part}.{bias}"].zero_()
+    return save_artifact(folder, spec, state, "# Planted\n")
+
+
+def test_each_domain_is_measured_by_its_own_artifact_on_its_own_images(tmp_path: Path) -> None:
+    artifacts = {domain: _passing_on(tmp_path / domain, PLANTED[domain]) for domain in DOMAINS}
+    data: dict[Domain, LabelledImages] = {"x": _crossed("background", 0), "y": _crossed("ink", 1)}
+    found = measure(
+        artifacts,
+        lambda domain: data[domain],
+        tmp_path / "measured",
+        iterations=1,
+        seed=0,
+        report=lambda _: None,
+    )
+    assert [matrix.artifact for matrix in found] == [one.id for one in artifacts.values()]
+    for domain, matrix in zip(DOMAINS, found, strict=True):
+        accuracy = {
+            (one.representation, one.factor): one.accuracy
+            for one in matrix.readings
+            if one.probe == "kNN (1)" and one.representation != "raw pixels"
+        }
+        # What is not passed on is guessed the same for all images of a kind: one in four is right.
+        assert accuracy == {
+            (name, factor): 1.0 if factor == passed_on else 1 / KINDS
+            for name, passed_on in PLANTED[domain].items()
+            for factor in data[domain].factors
+        }
+    assert read_matrices(tmp_path / "measured") == found
+    for picture in ("retrieval-x", "retrieval-y", "learning-x", "learning-y"):
+        assert (tmp_path / "measured" / f"{picture}.png").stat().st_size > 1000
 
 
 def _reading(representation: str, factor: str, accuracy: float, ideal: float) -> Reading:

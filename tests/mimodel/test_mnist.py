@@ -9,6 +9,7 @@ import torch
 
 from mimodel.data import mnist
 from mimodel.data.mnist import COLOURS, ColoredMnistPairs, coloured, labelled_mnist, read_digits
+from mimodel.data.pairs import Domain
 from mimodel.errors import DataError
 from tests.mimodel.made_digits import write_digits
 
@@ -82,18 +83,25 @@ def test_a_batch_is_a_function_of_seed_and_step(
     assert not torch.equal(first.batch(5, 8).x, other.batch(5, 8).x)
 
 
+@pytest.mark.parametrize(("domain", "own"), [("x", "background colour"), ("y", "digit colour")])
 def test_labelled_images_carry_the_factors_that_made_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, domain: Domain, own: str
 ) -> None:
-    data = labelled_mnist(write_digits(tmp_path, monkeypatch), "x", seed=0)
+    data = labelled_mnist(write_digits(tmp_path, monkeypatch), domain, seed=0)
     assert data.images.shape == (80, 3, 28, 28)
     assert (data.split == "train").sum() == 60
     assert data.shared == ("digit",)
-    np.testing.assert_array_equal(
-        data.images[:, :, 0, 0], COLOURS[torch.from_numpy(data.factors["background colour"])]
-    )
-    ink = data.images.min(1)[:, 6, 6] * 255
-    np.testing.assert_allclose(ink, 10 * data.factors["digit"] + 60, atol=0.01)
+    assert set(data.factors) == {"digit", own}
+    assert data.classifier_width == 32  # supplement, 1.1
+    inside, corner = data.images[:, :, 6, 6], data.images[:, :, 0, 0]
+    # In every hue some channel is 0 and some is 1: the ink is X's least, Y's greatest channel.
+    ink = inside.min(1) if domain == "x" else inside.max(1)
+    painted = corner if domain == "x" else inside / ink[:, None]
+    np.testing.assert_allclose(ink * 255, 10 * data.factors["digit"] + 60, atol=0.01)
+    colour = COLOURS[torch.from_numpy(data.factors[own])]
+    np.testing.assert_allclose(painted, colour, atol=1e-6)
+    assert len(np.unique(data.factors[own])) == 12
+    assert domain == "x" or not corner.any()
 
 
 def test_missing_and_other_files_are_errors_that_say_what_to_do(tmp_path: Path) -> None:

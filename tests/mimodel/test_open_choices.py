@@ -201,3 +201,20 @@ def test_the_exclusive_stage_is_built_as_its_configuration_says(tmp_path: Path) 
     assert stage.players[0].name == "discriminator"
     assert stage.description["score_bound"] == "3"
     assert Artifact.load(run / "artifact").spec.encoder.leaky_slope == 0.2
+
+
+def test_by_default_each_choice_is_the_plain_one() -> None:
+    shared = SharedStageConfig(name="infomax-shared").model_dump()
+    exclusive = ExclusiveStageConfig(name="infomax-exclusive", shared=Path("run")).model_dump()
+    for stage in (shared, exclusive):
+        assert (stage["negatives"], stage["score_bound"]) == (1, None)
+    plain = {
+        "distance_inputs": "as they are", "distance_norm": "mean", "encoded": "apart",
+        "leaky_slope": 0.2,
+    }  # fmt: skip
+    assert {name: shared[name] for name in plain} == plain
+    settled = {
+        "form": "non-saturating", "discriminator_inputs": "as they are", "discriminator_steps": 1,
+        "discriminator_rate": None, "first": "encoder", "independence": 0.0,
+    }  # fmt: skip
+    assert {name: exclusive[name] for name in settled} == settled

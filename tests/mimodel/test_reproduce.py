@@ -128,28 +128,6 @@ def _ignore(*_: object) -> None:
     pass
 
 
-def test_the_paper_is_what_the_configurations_say() -> None:
-    """Supplement 1.1, typed from there."""
-    data = CONFIGS / "data" / "colored-mnist.yaml"
-    more = ["data.folder=x"]
-    shared = load_config([data, CONFIGS / "method" / "colored-mnist-shared.yaml"], more)
-    exclusive = load_config(
-        [data, CONFIGS / "method" / "colored-mnist-exclusive.yaml"], [*more, "method.shared=y"]
-    )
-    for config, iterations in ((shared, 50_000), (exclusive, 10_000)):
-        training = config.training
-        assert (training.iterations, training.batch_size) == (iterations, 64)
-        assert (training.learning_rate, training.betas) == (1e-4, (0.9, 0.999))
-        assert training.decay == "none"
-    assert shared.method.model_dump(exclude={"name", "switched"}) == {
-        "alpha": 0.5, "beta": 1.0, "gamma": 0.1, "representation": 64, "encoders": 2,
-        "distance_inputs": "as they are", "distance_norm": "mean", "negatives": 1,
-        "score_bound": None, "encoded": "apart", "leaky_slope": 0.2,
-    }  # fmt: skip
-    stated = exclusive.method.model_dump(include={"alpha", "beta", "adversarial", "representation"})
-    assert stated == {"alpha": 0.5, "beta": 1.0, "adversarial": 0.05, "representation": 8}
-
-
 def test_files_that_are_there_are_not_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,6 +175,7 @@ def test_labelled_images_carry_the_factors_that_made_them(made: Path) -> None:
     assert data.images.shape == (2200, 3, 4, 4)
     assert data.images.dtype == np.float32
     assert data.shared == ("scale", "shape", "orientation")
+    assert data.classifier_width == 32  # supplement, 1.2
     factors = np.column_stack(list(data.factors.values()))
     assert list(data.factors) == list(TRUTH.values)
     np.testing.assert_array_equal(factors_seen(torch.from_numpy(data.images)), factors)

@@ -1,10 +1,12 @@
 """Pictures: what is drawn is what was measured."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -63,6 +65,62 @@ def test_the_sweep_draws_accuracy_from_e_over_lambda_and_the_ideal(
     assert list(measured.get_ydata()) == [0.4, 0.3, 0.2]
     assert set(ideal.get_ydata()) == {0.1}
     assert (tmp_path / "sweep.png").stat().st_size > 1000
+
+
+def _levels(samples: int) -> LabelledImages:
+    """Images that a level of grey tells apart; every third one is for training."""
+    levels = np.arange(samples, dtype=np.float32) / samples
+    return LabelledImages(
+        images=np.broadcast_to(levels[:, None, None, None], (samples, 1, 4, 4)),
+        factors={"level": np.arange(samples)},
+        shared=("level",),
+        split=np.where(np.arange(samples) % 3, "test", "train"),
+    )
+
+
+def _shown(row: Sequence[Axes], samples: int) -> list[int]:
+    """Which images a row of panels shows."""
+    arrays = [np.asarray(image.get_array()) for axis in row for image in axis.get_images()]
+    return [round(float(array[0, 0]) * samples) for array in arrays]
+
+
+def test_a_retrieval_sheet_shows_the_nearest_test_images_nearest_first(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    data, samples = _levels(24), 24
+    places = {
+        "shared": np.arange(24.0) ** 1.01,  # no two others are equally far
+        "exclusive": np.random.default_rng(0).permutation(24) ** 1.01,
+    }
+    features = {name: each[:, None].astype(np.float32) for name, each in places.items()}
+    sheets.draw_retrieval_sheet(features, data, tmp_path / "sheet.png", rows=2)
+    panels = np.array(drawn[0].axes).reshape(4, 10)
+    queries = []
+    for row, name in zip(panels, ("shared", "shared", "exclusive", "exclusive"), strict=True):
+        query, *found = _shown(row, samples)
+        others = [one for one in range(24) if one % 3 and one != query]
+        place = places[name]
+        assert found == sorted(others, key=lambda one: abs(place[one] - place[query]))[:9]
+        assert row[1].get_title("left") == f"nearest by the {name} representation"
+        assert query % 3
+        queries.append(query)
+    assert queries[:2] == queries[2:]
+    assert queries[0] != queries[1]
+
+
+def test_one_query_and_one_representation_are_a_sheet_too(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    features = {"latent": np.arange(6, dtype=np.float32)[:, None] ** 2}
+    sheets.draw_retrieval_sheet(features, _levels(6), tmp_path / "sheet.png", rows=1)
+    query, *found = _shown(drawn[0].axes, 6)
+    assert sorted([query, *found]) == [
+        1,
+        2,
+        4,
+        5,
+    ]  # as many as there are; the other panels are blank
+    assert len(drawn[0].axes) == 10
 
 
 @pytest.mark.slow

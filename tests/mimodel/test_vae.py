@@ -15,6 +15,7 @@ from mimodel.errors import ConfigError, InputError
 from mimodel.methods.vae import Likelihood, VariationalAutoencoder, divergence_from_normal
 from mimodel.networks import ConvSpec, Decoder, EncoderSpec
 from mimodel.normalisation import Normalisation
+from mimodel.parallel import BatchNorm
 from mimodel.similarity import similarity_map
 
 SPEC = EncoderSpec(
@@ -41,6 +42,12 @@ def test_the_decoder_is_table_20() -> None:
                 seen.append(tuple(maps.shape[1:]))
                 kernels.append((layer.kernel_size, layer.stride))
         image = decoder(torch.zeros(1, 128))
+    normalised = [BatchNorm, nn.LeakyReLU]
+    kinds = [type(layer) for layer in decoder.deconvolutions]
+    doubled = [nn.ConvTranspose2d, *normalised]
+    assert kinds == [*normalised, *doubled, *doubled, *doubled, nn.ConvTranspose2d]
+    slopes = {one.negative_slope for one in decoder.modules() if isinstance(one, nn.LeakyReLU)}
+    assert slopes == {0.2}
     assert seen[:3] == [(256, 16, 64), (128, 32, 128), (64, 64, 256)]
     assert kernels == [((4, 4), (2, 2))] * 3 + [((4, 4), (1, 1))]
     assert image.shape == (1, 1, 64, 256)
