@@ -1,7 +1,9 @@
 """A step of each stage at the supplement's tables, against the same tables written plainly.
 
 The baseline is what a textbook gives: float32, contiguous tensors, the representation tiled and
-concatenated with the feature map for the joint and for the product term, Adam as it comes.
+concatenated with the feature map for the joint and for the product term, Adam as it comes. Both
+give losses and gradients alike, says tests/mimodel/test_plain_steps.py; a step returns its losses,
+one a player.
 """
 
 from collections.abc import Callable
@@ -23,9 +25,10 @@ from mimodel.objectives import (
     discriminator_loss,
     representation_distance,
 )
-from tests.mimodel.textbook import information
+from tests.mimodel.textbook import encoded, information
 
 PAIRS = 16
+Step = Callable[[], list[torch.Tensor]]
 MNIST = EncoderSpec.for_images(3, (28, 28))
 PATCH = EncoderSpec.for_images(4)
 
@@ -67,13 +70,13 @@ def pairs(spec: EncoderSpec, count: int = PAIRS) -> PairBatch:
     return PairBatch(x, x.roll(1, 2))
 
 
-def plain_shared(method: SharedStage, batch: PairBatch) -> Callable[[], Any]:
+def plain_shared(method: SharedStage, batch: PairBatch) -> Step:
     optimiser = torch.optim.Adam(method.parameters(), lr=1e-4)
     generator = torch.Generator().manual_seed(0)
 
-    def step() -> None:
-        c_x, s_x = method.x.encoder(batch.x)
-        c_y, s_y = method.y.encoder(batch.y)
+    def step() -> list[torch.Tensor]:
+        c_x, s_x = encoded(method.x.encoder, batch.x)
+        c_y, s_y = encoded(method.y.encoder, batch.y)
         order = derangement(len(batch.x), generator)
         loss = 0.1 * representation_distance(s_x, s_y)
         for networks, c, s in ((method.x, c_x, s_y), (method.y, c_y, s_x)):
@@ -82,43 +85,47 @@ def plain_shared(method: SharedStage, batch: PairBatch) -> Callable[[], Any]:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        return [loss.detach()]
 
     return step
 
 
-def plain_exclusive(method: ExclusiveStage, batch: PairBatch) -> Callable[[], Any]:
+def plain_exclusive(method: ExclusiveStage, batch: PairBatch) -> Step:
     first, second = (torch.optim.Adam(p.parameters, lr=1e-4) for p in method.players)
     generator = torch.Generator().manual_seed(0)
 
     def half(networks: ExclusiveNetworks, images: torch.Tensor, order: torch.Tensor) -> Any:
         with torch.no_grad():
-            c_shared, s = networks.shared_encoder(images)
-        c_exclusive, e = networks.encoder(images)
+            c_shared, s = encoded(networks.shared_encoder, images)
+        c_exclusive, e = encoded(networks.encoder, images)
         c, r = torch.cat([c_shared, c_exclusive], 1), torch.cat([s, e], 1)
         loss = -0.5 * information(networks.global_statistics, c, r, order)
         loss = loss - information(networks.local_statistics, c, r, order)
         fake = networks.discriminator(s, e)
         return loss + 0.05 * adversarial_term(fake, "non-saturating"), s, e.detach()
 
-    def step() -> None:
+    def step() -> list[torch.Tensor]:
         order = derangement(len(batch.x), generator)
         sides = [half(method.x, batch.x, order), half(method.y, batch.y, order)]
+        loss = sides[0][0] + sides[1][0]
         first.zero_grad()
-        (sides[0][0] + sides[1][0]).backward()
+        loss.backward()
         first.step()
         other = derangement(len(batch.x), generator)
         losses = [
             discriminator_loss(networks.discriminator(s, e[other]), networks.discriminator(s, e))
             for networks, (_, s, e) in zip((method.x, method.y), sides, strict=True)
         ]
+        discrimination = losses[0] + losses[1]
         second.zero_grad()
-        (losses[0] + losses[1]).backward()
+        discrimination.backward()
         second.step()
+        return [loss.detach(), discrimination.detach()]
 
     return step
 
 
-def as_trained(method: Method, batch: PairBatch) -> Callable[[], Any]:
+def as_trained(method: Method, batch: PairBatch) -> Step:
     method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimisers = [torch.optim.Adam(p.parameters, lr=1e-4, fused=True) for p in method.players]
     batch = PairBatch(
@@ -128,13 +135,17 @@ def as_trained(method: Method, batch: PairBatch) -> Callable[[], Any]:
     generator = torch.Generator().manual_seed(0)
     native = inference_dtype(torch.device("cpu")) is torch.bfloat16
 
-    def step() -> None:
+    def step() -> list[torch.Tensor]:
+        losses = []
         for player, optimiser in zip(method.players, optimisers, strict=True):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native):
                 terms = method.objective(player, batch, generator)
+            loss = torch.stack(list(terms.values())).sum()
             optimiser.zero_grad()
-            torch.stack(list(terms.values())).sum().backward(inputs=list(player.parameters))
+            loss.backward(inputs=list(player.parameters))
             optimiser.step()
+            losses.append(loss.detach())
+        return losses
 
     return step
 

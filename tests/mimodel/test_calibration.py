@@ -32,19 +32,28 @@ def test_the_truth_is_known() -> None:
     assert jsd_bound(2, 0.5) == pytest.approx(-2 * math.log(2))
 
 
-@pytest.mark.parametrize(("classes", "error"), [(10, 0.4), (2, 0.1)])
-def test_the_mean_of_t_is_the_information_in_nats(classes: int, error: float) -> None:
-    """Rare symbols are learnt slowly, so within a tenth; equation 2 stays under its bound."""
-    found = calibrate(classes, error)
-    assert found.nats == pytest.approx(found.truth, abs=0.1)
-    bound = jsd_bound(classes, error)
-    assert bound - 0.06 < found.jsd < bound + 0.02
+@pytest.mark.parametrize(
+    ("classes", "error", "iterations", "seeds", "within"),
+    [(2, 0.1, 150, 6, 0.03), (10, 0.4, 300, 2, 0.06)],
+)
+def test_equation_2_reaches_its_bound_and_the_mean_of_t_is_the_information_in_nats(
+    classes: int, error: float, iterations: int, seeds: int, within: float
+) -> None:
+    """T wavers about its optimum, where equation 2 is flat and E[T] is not: by about 0.05 nats from
+    network to network, and so the mean of several is asked, within less than a tenth."""
+    found = [calibrate(classes, error, iterations=iterations, seed=seed) for seed in range(seeds)]
+    truth = symmetric_channel(classes, error)
+    assert {one.truth for one in found} == {truth}
+    assert within < truth / 10
+    assert np.mean([one.nats for one in found]) == pytest.approx(truth, abs=within)
+    assert np.mean([one.jsd for one in found]) == pytest.approx(jsd_bound(classes, error), abs=0.01)
 
 
 def test_ten_classes_that_always_agree_share_ln_10() -> None:
     found = calibrate(10, 0)
     assert found.truth == pytest.approx(math.log(10))
     assert found.nats == pytest.approx(found.truth, abs=0.15)
+    assert found.jsd == pytest.approx(jsd_bound(10, 0), abs=0.01)
 
 
 def _kinds(seed: int, of: int, name: str) -> LabelledImages:
