@@ -210,6 +210,9 @@ def _read_geotiff(body: bytes, form: Form) -> Raster:
 @contextmanager
 def opened(body: bytes) -> Iterator[Any]:
     """A dataset of rasterio; what GDAL cannot read is a `MalformedError`."""
+    # The base of what rasterio makes of GDAL's own errors, and in part lets out as it is: it is no
+    # RasterioError, and has no public name.
+    from rasterio._err import CPLE_BaseError
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
     from rasterio.io import MemoryFile
 
@@ -221,7 +224,7 @@ def opened(body: bytes) -> Iterator[Any]:
             # The driver is named, so that no other can take the bytes for its own.
             with MemoryFile(body) as file, file.open(driver="GTiff") as dataset:
                 yield dataset
-        except (RasterioError, ValueError, MemoryError) as error:
+        except (RasterioError, CPLE_BaseError, ValueError, MemoryError) as error:
             raise MalformedError("GDAL cannot read this GeoTIFF; is it whole?") from error
 
 

@@ -56,6 +56,22 @@ def geotiff_bytes(
         return bytes(file.getbuffer())
 
 
+def directory_of(tiff: bytes) -> range:
+    """Where the first directory of a little-endian classic TIFF stands, without its entries' count.
+
+    Its last four bytes say where the next one stands, 0 where there is none.
+    """
+    (start,) = struct.unpack_from("<I", tiff, 4)
+    (entries,) = struct.unpack_from("<H", tiff, start)
+    return range(start + 2, start + 2 + 12 * entries + 4)
+
+
+def with_another_directory(tiff: bytes, at: int) -> bytes:
+    """The TIFF, which says that a second directory stands at that byte."""
+    last = directory_of(tiff).stop
+    return tiff[: last - 4] + struct.pack("<I", at) + tiff[last:]
+
+
 def tiled_tiff(
     size: int, block: int, tile: bytes, tiles: int, *, samples: int = 4, deflate: bool = True
 ) -> bytes:

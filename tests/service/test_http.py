@@ -273,6 +273,13 @@ HOSTILE: dict[str, tuple[dict[str, str], Callable[[], bytes], int]] = {
     "GeoTIFF of 640 GB": (TIFF, bodies.tiff_of_640_gigabytes, 422),
     "GeoTIFF of one huge block": (TIFF, bodies.tiff_of_a_huge_block, 413),
     "GeoTIFF that is cut": (TIFF, lambda: geotiff_bytes(np.zeros((4, 64, 64), "f4"))[:2000], 400),
+    "GeoTIFF whose next directory is cut off": (
+        TIFF,
+        lambda: bodies.with_another_directory(
+            geotiff_bytes(np.zeros((4, 64, 64), "f4")), 7777_7777
+        ),
+        400,
+    ),
     "VRT": (TIFF, lambda: bodies.vrt_of("/etc/hostname"), 400),
     "MRF": (TIFF, lambda: bodies.mrf_of("/etc/hostname"), 400),
     "unknown media type": ({"Content-Type": "text/html"}, lambda: b"<p>", 415),
