@@ -151,6 +151,11 @@ _JSON_BYTES_PER_VALUE = 64
 """Of memory, while lists are read: an empty list takes 56 bytes and its place in another one 8."""
 
 
+_JSON_MAX_KEYS = 1000
+"""Of a document, which needs a few hundred at most; each that is unknown makes an error of 800
+bytes."""
+
+
 def read_json(body: bytes, model: type[Body], max_bytes: int) -> Body:
     """A JSON document that holds lists of numbers; its faults are `DecodeError`."""
     values = body.count(b",") + body.count(b"[")
@@ -158,6 +163,13 @@ def read_json(body: bytes, model: type[Body], max_bytes: int) -> Body:
         raise TooLargeError(
             f"lists of about {values} values take more than {max_bytes} bytes to read; send "
             "fewer patches, or the pixels as .npy"
+        )
+    # A colon inside a text counts too: none that is read here has any number of them.
+    keys = body.count(b":")
+    if keys > _JSON_MAX_KEYS:
+        raise TooLargeError(
+            f"a document may have {_JSON_MAX_KEYS} keys, this one has about {keys}; send those "
+            "that /openapi.json names"
         )
     try:
         return model.model_validate_json(body)
