@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import ctypes
-import logging.config
 import select
 import signal
 import socket
@@ -17,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.engine import Engine
-from service.observing import LOGGING
+from service.observing import log_as_lines
 from service.settings import Settings
 
 _LAST_WORDS_SECONDS = 3.0
@@ -54,7 +53,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
-        logging.config.dictConfig(LOGGING)
+        log_as_lines()
         super().__init__(
             uvicorn.Config(
                 app,
