@@ -267,7 +267,8 @@ class Artifact:
             return next(iter(heads))
         if head is None or head not in heads:
             raise InputError(
-                f"this model has no head {head!r}; it has: {names}"
+                # The name may be a stranger's, and no error of the service says such words again.
+                f"this model has no such head; it has: {names}"
                 if head
                 else f"say which head to classify with; this model has: {names}"
             )

@@ -1,10 +1,11 @@
 """The command `crossmi-service`."""
 
+import difflib
 import ipaddress
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -16,6 +17,9 @@ from service.settings import Settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+_PREFIX = "CROSSMI_"
+_ALIKE = 0.8
+"""Of two names by difflib: max_patch is to max_patches 0.9, but pixels to max_pixels 0.75."""
 _LIMITS = {
     name: field
     for name, field in Settings.model_fields.items()
@@ -108,6 +112,7 @@ def _run(artifact: Path, index: Path | None, listening: socket.socket, settings:
 
 
 def _settings(limits: Sequence[str], chosen: dict[str, str]) -> Settings:
+    _check_names(os.environ)
     given = dict(text.split("=", 1) for text in limits if "=" in text)
     if len(given) < len(limits) or not given.keys() <= _LIMITS.keys():
         _refuse(f"--limit takes NAME=VALUE, each name once, of {', '.join(_LIMITS)}")
@@ -118,6 +123,19 @@ def _settings(limits: Sequence[str], chosen: dict[str, str]) -> Settings:
         name = str(first["loc"][0])
         option = "--limit" if name in _LIMITS else f"--{name}"
         _refuse(f"{name} of {option} or CROSSMI_{name.upper()}: {first['msg']}")
+
+
+def _check_names(environment: Iterable[str]) -> None:
+    """Refuse what is nearly the name of a setting; other programs have CROSSMI_... names too."""
+    for given in sorted(environment):
+        prefix, name = given[: len(_PREFIX)].upper(), given[len(_PREFIX) :].lower()
+        if prefix == _PREFIX and name not in Settings.model_fields:
+            meant = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=_ALIKE)
+            if meant:
+                _refuse(
+                    f"there is no setting {given}; did you mean {_PREFIX}{meant[0].upper()}? "
+                    "Otherwise take another name"
+                )
 
 
 def _stop(*_: object) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,9 @@ from service.errors import TooLargeError, UnfitError
 from service.formats import Form, Pixels, Raster, opened, read, read_json
 from service.kserve_schemas import InferBody
 from service.queries import PixelQuery
+
+if TYPE_CHECKING:
+    from rasterio.control import GroundControlPoint
 
 REFLECTANCE_RANGE = (-0.5, 8.0)
 """Sentinel-2 holds reflectance from -0.1 to 6.6; the rest is room for resampling overshoot."""
@@ -84,21 +88,28 @@ def decode_image(
 
 @dataclass(frozen=True, slots=True)
 class Georeference:
-    """Where on the ground an image lies."""
+    """Where on the ground an image lies: by a transform, or by points of which that is known."""
 
     crs: str | None
     """WKT."""
     transform: tuple[float, ...]
     """Of GDAL: easting and northing of (column, row) as a, b, c, d, e, f."""
+    points: tuple["GroundControlPoint", ...] = ()
+    """Instead of the transform."""
 
 
 def georeference(body: bytes) -> Georeference | None:
     """That of a GeoTIFF, of which no pixel is read; None where it has none."""
     with opened(body) as dataset:
-        if dataset.crs is None and dataset.transform.is_identity:
-            return None
-        crs = dataset.crs.to_wkt() if dataset.crs else None
-        return Georeference(crs, tuple(dataset.transform)[:6])
+        # At most 10,922 of them: libtiff counts their numbers, six each, in 16 bits.
+        points, crs = dataset.gcps
+        if not points:
+            crs = dataset.crs
+            if crs is None and dataset.transform.is_identity:
+                return None
+        return Georeference(
+            crs.to_wkt() if crs else None, tuple(dataset.transform)[:6], tuple(points)
+        )
 
 
 def _check_patches(shape: tuple[int, ...], expected: Expected) -> None:

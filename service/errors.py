@@ -1,7 +1,7 @@
 """The errors of the service and the one table that maps them to HTTP.
 
-Every error leaves as a problem document (RFC 9457). Its text never holds what the client sent
-beyond shapes, types and the names of bands.
+Every error leaves as a problem document (RFC 9457). Of what the client sent its text holds numbers
+and what has a known form (types, names of bands and tiles), and no other words.
 """
 
 import logging
@@ -18,6 +18,8 @@ from mimodel.errors import InputError, PatchIndexError
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 2
+_MAX_LISTED = 10
+"""Faults of one request that its answer names."""
 
 log = logging.getLogger("crossmi.service")
 
@@ -161,12 +163,15 @@ async def _on_gone(_: Request, __: Exception) -> Response:
 
 async def _on_validation(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
+    found = error.errors()
     errors = [
         {"location": location_of(item["type"], item["loc"]), "message": str(item["msg"])}
-        for item in error.errors()
+        for item in found[:_MAX_LISTED]
     ]
-    named = "; ".join(f"{item['location']}: {item['message']}" for item in errors)
-    return problem(422, named, errors=errors)
+    named = [f"{item['location']}: {item['message']}" for item in errors]
+    if len(found) > _MAX_LISTED:
+        named.append(f"and {len(found) - _MAX_LISTED} more")
+    return problem(422, "; ".join(named), errors=errors)
 
 
 async def _on_http(_: Request, error: Exception) -> JSONResponse:

@@ -151,6 +151,11 @@ _JSON_BYTES_PER_VALUE = 64
 """Of memory, while lists are read: an empty list takes 56 bytes and its place in another one 8."""
 
 
+_JSON_MAX_KEYS = 1000
+"""Of a document, which needs a few hundred at most; each that is unknown makes an error of 800
+bytes."""
+
+
 def read_json(body: bytes, model: type[Body], max_bytes: int) -> Body:
     """A JSON document that holds lists of numbers; its faults are `DecodeError`."""
     values = body.count(b",") + body.count(b"[")
@@ -158,6 +163,13 @@ def read_json(body: bytes, model: type[Body], max_bytes: int) -> Body:
         raise TooLargeError(
             f"lists of about {values} values take more than {max_bytes} bytes to read; send "
             "fewer patches, or the pixels as .npy"
+        )
+    # A colon inside a text counts too: none that is read here has any number of them.
+    keys = body.count(b":")
+    if keys > _JSON_MAX_KEYS:
+        raise TooLargeError(
+            f"a document may have {_JSON_MAX_KEYS} keys, this one has about {keys}; send those "
+            "that /openapi.json names"
         )
     try:
         return model.model_validate_json(body)
@@ -210,6 +222,9 @@ def _read_geotiff(body: bytes, form: Form) -> Raster:
 @contextmanager
 def opened(body: bytes) -> Iterator[Any]:
     """A dataset of rasterio; what GDAL cannot read is a `MalformedError`."""
+    # The base of what rasterio makes of GDAL's own errors, and in part lets out as it is: it is no
+    # RasterioError, and has no public name.
+    from rasterio._err import CPLE_BaseError
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
     from rasterio.io import MemoryFile
 
@@ -221,7 +236,7 @@ def opened(body: bytes) -> Iterator[Any]:
             # The driver is named, so that no other can take the bytes for its own.
             with MemoryFile(body) as file, file.open(driver="GTiff") as dataset:
                 yield dataset
-        except (RasterioError, ValueError, MemoryError) as error:
+        except (RasterioError, CPLE_BaseError, ValueError, MemoryError) as error:
             raise MalformedError("GDAL cannot read this GeoTIFF; is it whole?") from error
 
 

@@ -21,7 +21,8 @@ class InferTensor(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: Literal["pixels"]
-    shape: list[Annotated[int, Field(ge=0)]] = Field(
+    # An extent of thousands of digits could not even be printed.
+    shape: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
         min_length=4, max_length=4, description="(N, band, row, column)."
     )
     datatype: Datatype

@@ -6,11 +6,15 @@ pixel.
 
 import json
 import logging
+import logging.config
 import re
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextvars import ContextVar
+from types import TracebackType
 from typing import Any, final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -157,4 +161,31 @@ LOGGING: dict[str, Any] = {
         "rasterio": {"level": "CRITICAL"},
     },
 }
-"""For `logging.config.dictConfig`: everything as lines of JSON on stderr."""
+"""For `logging.config.dictConfig`: what is logged as lines of JSON on stderr."""
+
+
+def log_as_lines() -> None:
+    """Everything as lines of JSON on stderr: warnings too, and exceptions that nobody can catch."""
+    logging.config.dictConfig(LOGGING)
+    logging.captureWarnings(True)
+    sys.unraisablehook, sys.excepthook = _on_unraisable, _on_uncaught
+
+
+def _on_uncaught(
+    kind: type[BaseException], raised: BaseException, trace: TracebackType | None
+) -> None:
+    # In another thread it is Cython, which prints what it cannot raise before it calls that hook.
+    if threading.current_thread() is threading.main_thread():
+        log.critical("uncaught exception", exc_info=(kind, raised, trace))
+
+
+def _on_unraisable(raised: "sys.UnraisableHookArgs") -> None:
+    # Its text is left out: GDAL's messages repeat what stands in an upload, and where that is no
+    # UTF-8 it is rasterio's own log that fails.
+    fields = {"kind": raised.exc_type.__name__, "place": _name_of(raised.object)}
+    log.warning("exception ignored", extra={"fields": fields})
+
+
+def _name_of(place: object) -> str:
+    """Of what an exception could not leave: Cython names it, Python gives the thing itself."""
+    return place if isinstance(place, str) else type(place).__name__

@@ -56,7 +56,11 @@ def map_geotiff(
     from rasterio.transform import Affine
 
     height, width = layers[0].shape
-    placed = {"crs": ground.crs, "transform": Affine(*ground.transform)} if ground else {}
+    placed: dict[str, object] = {}
+    if ground is not None:
+        by_points = {"gcps": list(ground.points)}
+        by_transform = {"transform": Affine(*ground.transform)}
+        placed = {"crs": ground.crs, **(by_points if ground.points else by_transform)}
     with warnings.catch_warnings(), MemoryFile() as file:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with file.open(

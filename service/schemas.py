@@ -132,8 +132,10 @@ class IndexSummary(BaseModel):
     dates: int = Field(description="Dates of each patch.")
     tiles: dict[str, int] = Field(description="Patches of each tile.")
     splits: dict[str, int] = Field(description="Patches of each split.")
-    start: datetime.date = Field(description="Day of the first acquisition, UTC.")
-    end: datetime.date = Field(description="Day of the last one.")
+    start: datetime.date | None = Field(
+        description="Day of the first acquisition, UTC; null where no look has data."
+    )
+    end: datetime.date | None = Field(description="Day of the last one.")
     representations: dict[str, int]
     sample: SampleSummary | None
 

@@ -256,8 +256,8 @@ def _summary(index: PatchIndex) -> IndexSummary:
         dates=spec.dates,
         tiles=_counts(index.patches["tile"]),
         splits=_counts(index.patches["split"]),
-        start=_day(seen.min()),
-        end=_day(seen.max()),
+        start=_day(seen.min()) if seen.size else None,
+        end=_day(seen.max()) if seen.size else None,
         representations=spec.representations,
         sample=SampleSummary.model_validate(spec.sample.model_dump()) if spec.sample else None,
     )

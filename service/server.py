@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.engine import Engine
-from service.observing import LOGGING
+from service.observing import log_as_lines
 from service.settings import Settings
 
 _LAST_WORDS_SECONDS = 3.0
@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
-        logging.config.dictConfig(LOGGING)
+        log_as_lines()
         super().__init__(
             uvicorn.Config(
                 app,

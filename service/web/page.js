@@ -52,7 +52,8 @@ async function describe() {
   $("search").hidden = false;
   $("notice").textContent = index.notice;
   $("index").textContent =
-    `${index.patches} patches at ${index.dates} dates, ${index.start} to ${index.end}`;
+    `${index.patches} patches at ${index.dates} dates, ` +
+    (index.start === null ? "none with data" : `${index.start} to ${index.end}`);
   const words = {
     shared: "what stays of a place (shared)",
     exclusive: "what its date has alone (exclusive)",

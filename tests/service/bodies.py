@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
+from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
 
@@ -16,6 +17,13 @@ def npy_bytes(array: npt.NDArray[np.generic]) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
+
+
+def unspeakable_tiff() -> bytes:
+    """A GeoTIFF that GDAL reads with a warning, which repeats what stands in it and is no UTF-8."""
+    body = geotiff_bytes(np.zeros((4, 64, 64), np.float32), ["red"])
+    assert body.count(b"</GDALMetadata") == 1
+    return body.replace(b"</GDALMetadata", b"<\xc3GDALMetadata")
 
 
 def npy_header(text: str, version: tuple[int, int] = (1, 0)) -> bytes:
@@ -31,9 +39,13 @@ def geotiff_bytes(
     driver: str = "GTiff",
     *,
     alpha: bool = False,
+    points: Sequence[GroundControlPoint] = (),
     **options: object,
 ) -> bytes:
-    """A raster file of an image (band, H, W), written by rasterio; its last band may be alpha."""
+    """A raster file of an image (band, H, W), written by rasterio; its last band may be alpha.
+
+    With `points` these say where it lies, and no transform.
+    """
     count, height, width = image.shape
     transform = Affine(10, 0, 500_000, 0, -10, 4_800_000)
     with MemoryFile() as file:
@@ -45,7 +57,7 @@ def geotiff_bytes(
             dtype=image.dtype,
             nodata=nodata,
             crs="EPSG:32631",
-            transform=transform,
+            **({"gcps": points} if points else {"transform": transform}),
             **options,
         ) as dataset:
             if alpha:
@@ -54,6 +66,22 @@ def geotiff_bytes(
             for band, description in enumerate(descriptions, start=1):
                 dataset.set_band_description(band, description)
         return bytes(file.getbuffer())
+
+
+def directory_of(tiff: bytes) -> range:
+    """Where the first directory of a little-endian classic TIFF stands, without its entries' count.
+
+    Its last four bytes say where the next one stands, 0 where there is none.
+    """
+    (start,) = struct.unpack_from("<I", tiff, 4)
+    (entries,) = struct.unpack_from("<H", tiff, start)
+    return range(start + 2, start + 2 + 12 * entries + 4)
+
+
+def with_another_directory(tiff: bytes, at: int) -> bytes:
+    """The TIFF, which says that a second directory stands at that byte."""
+    last = directory_of(tiff).stop
+    return tiff[: last - 4] + struct.pack("<I", at) + tiff[last:]
 
 
 def tiled_tiff(

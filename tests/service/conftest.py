@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL
+from typing import IO
 
 import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
-from mimodel.artifact import Artifact, HeadSpec
+from mimodel.artifact import Artifact, HeadSpec, Networks, frozen
 from mimodel.embed import embed_cube
+from mimodel.novelty import fit_novelty
 from s2pairs.cube import Cube
 from tests.cubes import made_cube
 from tests.models import CLASSES, small_artifact
@@ -32,6 +36,35 @@ def artifact_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def artifact(artifact_folder: Path) -> Artifact:
     return Artifact.load(artifact_folder)
+
+
+@pytest.fixture(scope="session")
+def full(artifact: Artifact) -> Artifact:
+    """The small model with an exclusive encoder, a head on each representation, and novelty."""
+    rng = np.random.default_rng(2)
+    training = rng.uniform(0, 0.4, (60, 4, 64, 64)).astype(np.float32)
+    novelty_spec, novelty = fit_novelty(
+        *(artifact.described(artifact.embed(part), part) for part in (training[:40], training[40:]))
+    )
+    spec = artifact.spec.model_copy(
+        update={
+            "exclusive_encoder": artifact.spec.encoder.model_copy(update={"representation": 8}),
+            "representations": {"shared": 64, "exclusive": 8},
+            "heads": {
+                "cover": HeadSpec(classes=CLASSES, hidden=16, temperature=2.5),
+                "season": HeadSpec(classes=("a", "b"), hidden=4, representation="exclusive"),
+            },
+            "novelty": novelty_spec,
+        }
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        networks = Networks(spec)
+    networks.load_state_dict(
+        {**networks.state_dict(), **artifact.networks.state_dict()}
+        | {f"novelty.{name}": value for name, value in novelty.state_dict().items()}
+    )
+    return Artifact(spec, artifact.digest, frozen(networks))
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +104,10 @@ class Running:
         assert found
         return int(found[1]) * 1024
 
+    def forget_peak(self) -> None:
+        """Have `peak_memory` begin anew, at what is in memory now (Linux, proc(5))."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
     def stop(self) -> int:
         """Its exit code after SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
@@ -78,13 +115,15 @@ class Running:
 
 
 @contextmanager
-def serving(artifact_folder: Path, *options: str, **environment: str) -> Iterator[Running]:
+def serving(
+    artifact_folder: Path, *options: str, log: int | IO[str] = DEVNULL, **environment: str
+) -> Iterator[Running]:
     """`crossmi-service` on a free port of loopback, ready, and stopped afterwards."""
     command = [sys.executable, "-m", "service.cli", "--artifact", str(artifact_folder)]
     process = subprocess.Popen(
         [*command, "--port", "0", *options],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=log,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )

@@ -1,6 +1,8 @@
 """docs/api.md says what is so."""
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from PIL import Image
 from starlette.routing import BaseRoute, Route
 
 from mimodel.artifact import Artifact
+from s2pairs.cube import Cube
 from service.app import create_app
 from service.errors import STATUS
 from service.settings import Settings
@@ -59,6 +63,75 @@ def test_the_table_of_limits_is_that_of_the_settings() -> None:
     fields = {name: field.default for name, field in Settings.model_fields.items()}
     del fields["api_key"], fields["backend"]
     assert stated == fields
+
+
+def parameter_rows(heading: str) -> dict[str, str]:
+    """Query parameters of the table under a heading, and the default of each."""
+    section = API.split(f"## {heading}\n")[1].split("\n## ")[0]
+    table = section.split("| query parameter |")[1].split("\n\n")[0]
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    assert cells
+    return {
+        name: row[-1].strip("| ") if len(row) == 3 else ""
+        for row in cells
+        for name in re.findall(r"`(\w+)`", row[0])
+    }
+
+
+def test_the_tables_of_parameters_are_those_of_the_openapi_document(client: Any) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    described = {
+        path: {one["name"]: one["schema"] for one in paths[path]["post"]["parameters"]}
+        for path in ("/preview", "/embed", "/classify", "/similarity", "/search")
+    }
+    pixels = described.pop("/preview")
+    assert parameter_rows("Pixels in").keys() == pixels.keys()
+    alone = {path: found.keys() - pixels.keys() for path, found in described.items()}
+    assert parameter_rows("Similarity maps").keys() == alone["/similarity"]
+    # Which kind of query it is stands in the text.
+    assert parameter_rows("Search").keys() == alone["/search"] - {"patch", "date", "row", "col"}
+    answers = API.split("## Answers\n")[1].split("\n## ")[0]
+    for name in alone["/embed"] | alone["/classify"]:
+        assert f"`{name}" in answers
+    for heading, schemas in (
+        ("Pixels in", pixels),
+        ("Similarity maps", described["/similarity"]),
+        ("Search", described["/search"]),
+    ):
+        for name, stated in parameter_rows(heading).items():
+            default = schemas[name].get("default")
+            if default is None or default == []:
+                assert not re.fullmatch(r"`.*`|[-0-9.]+", stated), f"{name} has no default"
+            elif isinstance(default, str):
+                assert stated == f"`{default}`"
+            else:
+                assert float(stated) == default
+
+
+@pytest.mark.slow
+def test_the_commands_run(artifact_folder: Path, cube: Cube, tmp_path: Path) -> None:
+    for folder in ("runs/demo", "demo/run"):
+        shutil.copytree(artifact_folder, tmp_path / folder / "artifact")
+    shutil.copytree(cube.path, tmp_path / "demo/cube.zarr")
+    programs = {"crossmi-service": "service.cli", "mimodel": "mimodel.cli"}
+    commands = [shlex.split(line) for line in "".join(blocks("console")).splitlines()]
+    assert len(commands) == 3
+    for name, *options in commands:
+        serves = name == "crossmi-service"
+        free = ["--port", "0"] if serves else []  # said last, it wins
+        with subprocess.Popen(
+            [sys.executable, "-m", programs[name], *options, *free],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout
+            if serves:
+                assert "http://127.0.0.1:" in process.stdout.readline()
+                process.terminate()
+            process.stdout.read()
+            assert process.wait(timeout=300) == 0, name
 
 
 def test_the_table_of_errors_has_every_status() -> None:

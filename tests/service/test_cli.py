@@ -15,7 +15,7 @@ from mimodel.artifact import ArtifactSpec, Networks, save_artifact
 from mimodel.networks import ConvSpec, EncoderSpec
 from mimodel.normalisation import Normalisation
 from service import formats
-from service.cli import _listen, app
+from service.cli import _check_names, _listen, app
 from service.settings import Settings
 
 COMMAND = [sys.executable, "-m", "service.cli"]
@@ -130,6 +130,8 @@ def test_beyond_loopback_a_key_is_needed(artifact_folder: Path, host: str) -> No
         (["--limit", "max_patches=0"], {}, "max_patches"),
         (["--limit", "max_patches=many"], {}, "max_patches"),
         ([], {"CROSSMI_MAX_WAITING": "-1"}, "CROSSMI_MAX_WAITING"),
+        ([], {"CROSSMI_MAX_PATCH": "3"}, "no setting CROSSMI_MAX_PATCH; did you mean CROSSMI_MAX_"),
+        ([], {"crossmi_max_wait": "3"}, "did you mean CROSSMI_MAX_WAITING?"),
         (
             [],
             {"CROSSMI_API_KEY": "short"},
@@ -143,6 +145,13 @@ def test_a_wrong_limit(options: list[str], environment: dict[str, str], says: st
     result = run("--artifact", "any", *options, **environment)
     one_sentence(result, says)
     assert "short" not in result.stderr
+
+
+def test_names_that_other_programs_have_in_the_environment_are_no_settings() -> None:
+    """Of the notebooks, tests, benchmarks and the Compose file here, and the settings' own."""
+    others = "API_KEY ARTIFACT BENCHMARK_PRODUCTS CUBE DATA IMAGE INDEX KEY MODELS PIXELS URL"
+    names = {f"CROSSMI_{name}" for name in (*others.split(), "PIXEL_MODEL", "REQUESTS")}
+    _check_names(names | {f"CROSSMI_{name.upper()}" for name in Settings.model_fields})
 
 
 def test_limits_come_from_the_environment_and_the_command_line_wins(

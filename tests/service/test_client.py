@@ -183,7 +183,7 @@ def test_what_the_service_refuses_is_an_error_with_its_words(
     with pytest.raises(crossmi.ServiceError) as error:
         client.similarity(looks[0, 0], row=-1, col=0)
     assert [problem.location for problem in error.value.errors] == ["query.row"]
-    with pytest.raises(crossmi.ServiceError, match="has no head 'other'"):
+    with pytest.raises(crossmi.ServiceError, match="no such head; it has: cover"):
         client.classify(looks[0, 0], head="other")
 
 

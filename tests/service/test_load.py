@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -63,7 +64,28 @@ def half_a_request(client: httpx.Client, path: str = "/embed") -> Iterator[socke
         yield sending
 
 
-def test_one_too_many_is_told_to_come_back_and_health_stays_quick(artifact: Artifact) -> None:
+def test_health_is_answered_while_the_model_and_the_decoder_are_busy(artifact: Artifact) -> None:
+    app = create_app(artifact, Settings())
+    with app_in_a_thread(app) as client, ThreadPoolExecutor(1) as pool:
+        engine, gate = app.state.engine, threading.Event()
+        try:
+            for busy in (engine.compute, engine.prepare):
+                for _ in range(8):  # as many as there are threads, and more
+                    asyncio.run_coroutine_threadsafe(busy(gate.wait), engine._loop)
+            waiting = pool.submit(client.post, "/embed", content=PATCH, headers=NPY)
+            # One that waited for the model would wait for the gate.
+            while "crossmi_places_taken 1.0" not in client.get("/metrics").text:
+                time.sleep(0.02)
+            assert client.get("/healthz").json() == {"status": "ok"}
+            assert client.get("/readyz").status_code == 200
+            assert client.get("/v2/health/live").json() == {"live": True}
+            assert not waiting.done()
+        finally:
+            gate.set()
+        assert waiting.result(60).status_code == 200
+
+
+def test_one_too_many_is_told_to_come_back_and_health_is_answered(artifact: Artifact) -> None:
     with in_a_thread(artifact, Settings(max_waiting=1)) as client:
         good = client.post("/embed", content=PATCH, headers=NPY | AS_NPY)
         with half_a_request(client) as first, ExitStack() as others:
@@ -77,9 +99,7 @@ def test_one_too_many_is_told_to_come_back_and_health_stays_quick(artifact: Arti
                     break
             refused(answer, 503, "try again")
             assert int(answer.headers["Retry-After"]) > 0
-            start = time.perf_counter()
             assert client.get("/healthz").status_code == 200
-            assert time.perf_counter() - start < 2
             # A request that waits is served as soon as its body is there.
             first.sendall(PATCH[1000:])
             assert first.recv(12) == b"HTTP/1.1 200"

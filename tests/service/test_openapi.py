@@ -4,8 +4,10 @@ import copy
 import json
 import re
 from typing import Any
+from urllib.parse import quote
 
 import httpx
+import numpy as np
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +20,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.service.bodies import npy_bytes
 from tests.service.conftest import Running
+from tests.service.test_http import NPY
 
 CHECKS = [
     not_a_server_error,
@@ -85,9 +89,46 @@ def test_what_is_declared_is_what_can_happen(document: dict[str, Any]) -> None:
     assert "401" not in json.dumps(document["paths"])  # no key is set
 
 
-def test_generated_requests_have_declared_answers(
-    service: Running, document: dict[str, Any], model_name: str
+def test_errors_do_not_say_again_what_was_sent(
+    client: httpx.Client, document: dict[str, Any], model_name: str
 ) -> None:
+    secret = "../../s3cret"
+    body = npy_bytes(np.full((1, 4, 64, 64), 0.1, np.float32))
+    infer = f"/v2/models/{model_name}/infer"
+    asked = [
+        client.post("/embed", content=body, headers=NPY | {"Accept": secret}),
+        client.post("/embed", content=body, headers={"Content-Type": secret}),
+        client.post("/embed", content=body, params={secret: secret}, headers=NPY),
+        client.post("/embed", json={secret: secret}),
+        client.post("/embed", json={"npy": secret}),
+        client.post(infer, json={"inputs": [{"name": secret}], "outputs": [{"name": secret}]}),
+        client.get(f"/{secret}"),
+    ]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for one in operation.get("parameters", []):
+                within = one["in"] == "path"
+                found = client.request(
+                    method,
+                    re.sub(r"{\w+}", quote(secret, safe="") if within else "0", path),
+                    params=None if within else {one["name"]: secret},
+                    content=body if method == "post" else None,
+                    headers=NPY,
+                )
+                asked.append(found)
+    assert any("head=" in str(answer.url) for answer in asked)
+    for answer in asked:
+        assert 400 <= answer.status_code < 500, (answer.url, answer.text)
+        assert "s3cret" not in answer.text, (answer.url, answer.text)
+
+
+@pytest.mark.parametrize(
+    ("examples", "same"), [(8, True), pytest.param(100, False, marks=pytest.mark.slow)]
+)
+def test_generated_requests_have_declared_answers(
+    service: Running, document: dict[str, Any], model_name: str, examples: int, *, same: bool
+) -> None:
+    """A few requests that are always the same, and many that are new each time."""
     document = copy.deepcopy(document)
     for path, operations in document["paths"].items():
         # No name that is made up is that of the model.
@@ -103,10 +144,10 @@ def test_generated_requests_have_declared_answers(
             cases |= operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
 
         @settings(
-            max_examples=8,
+            max_examples=examples,
             deadline=None,
             database=None,
-            derandomize=True,
+            derandomize=same,
             suppress_health_check=list(HealthCheck),
         )
         @given(cases)

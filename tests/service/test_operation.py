@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -28,9 +29,9 @@ from service.app import create_app
 from service.observing import JsonLines
 from service.server import begin_no_connection
 from service.settings import Settings
-from tests.service.bodies import npy_bytes
+from tests.service.bodies import npy_bytes, unspeakable_tiff
 from tests.service.conftest import serving
-from tests.service.test_http import JSON, NPY, refused
+from tests.service.test_http import JSON, NPY, TIFF, refused
 from tests.service.test_load import PATCH, app_in_a_thread, in_a_thread
 
 
@@ -375,6 +376,33 @@ def test_the_log_has_a_line_a_request_and_nothing_that_was_sent(
     }  # fmt: skip
     assert by_id[made]["status"] == 422
     assert "s3cret" not in stream.getvalue()
+
+
+def test_the_log_is_lines_of_json_whatever_gdal_says_of_an_upload(
+    artifact_folder: Path, tmp_path: Path
+) -> None:
+    with (tmp_path / "log").open("w") as log, serving(artifact_folder, log=log) as running:
+        answer = httpx.post(f"{running.url}/embed", content=unspeakable_tiff(), headers=TIFF)
+        assert answer.status_code == 200, answer.text
+        assert running.stop() == 0
+    said = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    ignored = {"kind": "UnicodeDecodeError", "place": "rasterio._env.log_error"}
+    assert ignored in [{key: line.get(key) for key in ignored} for line in said]
+    assert "GDALMetadata" not in (tmp_path / "log").read_text()
+
+
+def test_warnings_and_what_nobody_catches_are_lines_of_the_log() -> None:
+    program = (
+        "import warnings; from service.observing import log_as_lines; log_as_lines(); "
+        "warnings.warn('of a library'); raise RuntimeError('a bug')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    warned, failed = (json.loads(line) for line in done.stderr.splitlines())
+    assert warned["logger"] == "py.warnings"
+    assert "of a library" in warned["event"]
+    assert "RuntimeError: a bug" in failed["error"]
 
 
 def test_readiness_ends_with_the_notice(artifact: Artifact) -> None:

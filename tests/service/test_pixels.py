@@ -1,7 +1,6 @@
 """/embed and /classify: both representations, grids, confidence; equal however it is asked."""
 
 import base64
-import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,46 +12,17 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from mimodel.artifact import Artifact, HeadSpec, Networks, frozen
+from mimodel.artifact import Artifact
 from mimodel.backends import Backend, embedder
-from mimodel.novelty import fit_novelty
 from service.app import create_app
 from service.settings import Settings
-from tests.models import CLASSES, small_artifact
+from tests.models import small_artifact
 from tests.service.bodies import geotiff_bytes, npy_bytes
 from tests.service.test_http import AS_NPY, JSON, NPY, TIFF, array_of, refused
+from tests.service.test_kserve import tensor
 from tests.service.test_load import app_in_a_thread, in_a_thread
 
 Patches = npt.NDArray[np.float32]
-
-
-@pytest.fixture(scope="module")
-def full(artifact: Artifact) -> Artifact:
-    """The small model with an exclusive encoder, a head on each representation, and novelty."""
-    rng = np.random.default_rng(2)
-    training = rng.uniform(0, 0.4, (60, 4, 64, 64)).astype(np.float32)
-    novelty_spec, novelty = fit_novelty(
-        *(artifact.described(artifact.embed(part), part) for part in (training[:40], training[40:]))
-    )
-    spec = artifact.spec.model_copy(
-        update={
-            "exclusive_encoder": artifact.spec.encoder.model_copy(update={"representation": 8}),
-            "representations": {"shared": 64, "exclusive": 8},
-            "heads": {
-                "cover": HeadSpec(classes=CLASSES, hidden=16, temperature=2.5),
-                "season": HeadSpec(classes=("a", "b"), hidden=4, representation="exclusive"),
-            },
-            "novelty": novelty_spec,
-        }
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        networks = Networks(spec)
-    networks.load_state_dict(
-        {**networks.state_dict(), **artifact.networks.state_dict()}
-        | {f"novelty.{name}": value for name, value in novelty.state_dict().items()}
-    )
-    return Artifact(spec, artifact.digest, frozen(networks))
 
 
 @pytest.fixture(scope="module")
@@ -201,27 +171,23 @@ def test_format_order_and_extra_bands_do_not_change_an_answer(
     refused(missing, 422, "B08")
 
 
-def test_neighbours_in_a_batch_do_not_change_an_answer(asked: httpx.Client, full: Artifact) -> None:
+def rows(client: httpx.Client, path: str, patches: Patches) -> Patches:
+    """What a path says of patches, a row each."""
+    if not path.endswith("/infer"):
+        return array_of(client.post(path, content=npy_bytes(patches), headers=NPY | AS_NPY))
+    body = {"inputs": [tensor(patches)], "outputs": [{"name": "shared"}]}
+    (output,) = client.post(path, json=body).json()["outputs"]
+    return np.array(output["data"], np.float32).reshape(output["shape"])
+
+
+@pytest.mark.parametrize("path", ["/embed", "/classify?head=cover", "/v2/models/untrained/infer"])
+def test_neighbours_in_a_batch_do_not_change_an_answer(asked: httpx.Client, path: str) -> None:
     """The same patch alone, among others in one request, and among those of other clients."""
-    rng = np.random.default_rng(8)
-    many = rng.uniform(0, 0.4, (24, 4, 64, 64)).astype(np.float32)
-    alone = np.concatenate(
-        [
-            array_of(asked.post("/embed", content=npy_bytes(one[None]), headers=NPY | AS_NPY))
-            for one in many
-        ]
-    )
-    together = array_of(asked.post("/embed", content=npy_bytes(many), headers=NPY | AS_NPY))
-    with ThreadPoolExecutor(12) as clients:
-        bodies = [npy_bytes(one[None]) for one in many]
-        crowded = np.concatenate(
-            [
-                np.load(io.BytesIO(answer.content))
-                for answer in clients.map(
-                    lambda body: asked.post("/embed", content=body, headers=NPY | AS_NPY), bodies
-                )
-            ]
-        )
+    many = np.random.default_rng(8).uniform(0, 0.4, (16, 4, 64, 64)).astype(np.float32)
+    alone = np.concatenate([rows(asked, path, one[None]) for one in many])
+    together = rows(asked, path, many)
+    with ThreadPoolExecutor(8) as clients:
+        crowded = np.concatenate(list(clients.map(lambda one: rows(asked, path, one[None]), many)))
     # Vectors that differ in nothing but their batch are a thousand times nearer than patches are.
     apart = np.abs(alone[0] - alone[1]).max()
     for other in (together, crowded):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -310,6 +311,19 @@ def test_a_disk_that_fails_is_no_fault_of_the_request(
         assert answer.headers["Retry-After"]
     with pytest.raises(PatchIndexError, match="1000 bytes"):
         PatchIndex.load(folder)
+
+
+def test_an_index_without_any_data_says_so(artifact: Artifact, index_folder: Path) -> None:
+    app = create_app(artifact, Settings(), None, index_folder)
+    with app_in_a_thread(app) as client:
+        whole = client.get("/index").json()
+        assert whole["start"]
+        model = app.state.engine.model
+        looks = model.index.looks.copy()
+        looks["valid_fraction"] = 0
+        empty = dataclasses.replace(model.index, looks=looks)
+        app.state.engine.model = dataclasses.replace(model, index=empty)
+        assert client.get("/index").json() == whole | {"start": None, "end": None}
 
 
 def test_a_large_search_keeps_nobody_waiting(

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
 from rasterio.io import MemoryFile
 
 from mimodel.artifact import Artifact
@@ -148,6 +150,17 @@ def test_a_geotiff_keeps_its_ground(
             np.testing.assert_array_equal(after.read(1), prepared.mean_map([(8, 9)]).to_image())
             assert after.descriptions == ("similarity to row 8, column 9",)
             assert after.tags()["crossmi_artifact"] == answer.headers["X-Artifact"]
+    corners = [(0, 0, 1.5, 45.0), (0, 22, 1.6, 45.1), (20, 0, 1.4, 44.9), (20, 22, 1.55, 44.8)]
+    points = [GroundControlPoint(*corner) for corner in corners]
+    located = geotiff_bytes(image, points=points)
+    answer = client.post(
+        "/similarity", params={"row": 8, "col": 9}, content=located, headers=TIFF | _AS_TIFF
+    )
+    with MemoryFile(answer.content) as made, made.open() as after:
+        kept, system = after.gcps
+        assert [(one.row, one.col, one.x, one.y) for one in kept] == corners
+        assert system == CRS.from_epsg(32631)
+        assert after.transform.is_identity
     each = {"pixel": ["8,9", "15,3"], "maps": "each"}
     for headers, content in ((TIFF, sent), (NPY, npy_bytes(image))):
         answer = client.post(
