@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, final
+from urllib.parse import unquote
 
 import httpx
 import numpy as np
@@ -175,8 +176,8 @@ class Client:
         }
         given = {name: value for name, value in asked.items() if value is not None}
         answer = self._post("/similarity", _npy(sent.values), {**sent.parameters, **given}, _NPY)
-        said = {"digest": "X-Artifact", "queries": "X-Queries"}
-        heard = {name: answer.headers.get(header, "") for name, header in said.items()}
+        said = {"artifact": "X-Artifact-Id", "digest": "X-Artifact", "queries": "X-Queries"}
+        heard = {name: unquote(answer.headers.get(header, "")) for name, header in said.items()}
         return answers.of_image(sent, _array(answer), {**given, **heard})
 
     def search(

@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 
+from service.memory import share_heaps
 from service.settings import Settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -85,6 +86,8 @@ def main() -> None:
 
 def _run(artifact: Path, index: Path | None, listening: socket.socket, settings: Settings) -> None:
     from service.formats import limit_gdal
+
+    share_heaps()
 
     # It asks another process, for about as long as a part of torch takes to be read.
     with ThreadPoolExecutor(1) as beside:

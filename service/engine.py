@@ -28,6 +28,7 @@ from service.batching import Batcher
 from service.decode import Declared, Expected, Reflectance
 from service.errors import BusyError, SlowAnswerError
 from service.images import Images
+from service.memory import give_back
 from service.metrics import Metrics
 from service.patches import Patches
 from service.queries import PixelQuery
@@ -348,6 +349,7 @@ class Engine:
             log.exception("the artifact cannot be taken; the present model stays")
         else:
             self._take(model)
+            await asyncio.to_thread(give_back)
             return True
         self.metrics.reloads.labels("failed").inc()
         return False

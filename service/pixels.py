@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Query, Request, Response
 
-from service.answers import json_answer, npy_answer
+from service.answers import NPZ, json_answer, npy_answer, npz_answer
 from service.engine import Engine, Model
 from service.formats import JSON, NPY
 from service.openapi import UPLOAD_STATUSES, operation
@@ -28,14 +28,16 @@ def pixel_routes(engine: Engine) -> APIRouter:
     routes = APIRouter(tags=["pixels"], dependencies=engine.guards)
     statuses = (*engine.guard_statuses, *UPLOAD_STATUSES)
 
-    @routes.post("/embed", **operation(*statuses, answer=EmbedAnswer, also=[NPY], upload="patches"))
+    @routes.post(
+        "/embed", **operation(*statuses, answer=EmbedAnswer, also=[NPY, NPZ], upload="patches")
+    )
     async def embed(request: Request, query: Annotated[EmbedQuery, Query()]) -> Response:
         """Shared and exclusive representations of patches, or of a grid of patches of an image.
 
         npy holds the vectors (N, dim) of `representation`, for both the shared ones with the
-        exclusive ones beside them; of a grid (rows, cols, dim).
+        exclusive ones beside them; of a grid (rows, cols, dim). npz holds all that JSON does.
         """
-        wanted = answer_type(request.headers.get("accept"), [JSON, NPY])
+        wanted = answer_type(request.headers.get("accept"), [JSON, NPY, NPZ])
         names = _BOTH if query.representation == "both" else (query.representation,)
         model = engine.model
         async with engine.upload(request) as upload:
@@ -50,14 +52,19 @@ def pixel_routes(engine: Engine) -> APIRouter:
             shared = vectors.get("shared")
             if shared is None:
                 shared = await engine.embed(model, seen.patches, "shared")
-            return await engine.prepare(partial(_embedded, model, seen, vectors, shared))
+            answer = _embedded_arrays if wanted == NPZ else _embedded
+            return await engine.prepare(partial(answer, model, seen, vectors, shared))
 
     @routes.post(
-        "/classify", **operation(*statuses, answer=ClassifyAnswer, also=[NPY], upload="patches")
+        "/classify",
+        **operation(*statuses, answer=ClassifyAnswer, also=[NPY, NPZ], upload="patches"),
     )
     async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
-        """Class probabilities of patches, or of a grid of patches, by a head of the model."""
-        wanted = answer_type(request.headers.get("accept"), [JSON, NPY])
+        """Class probabilities of patches, or of a grid of patches, by a head of the model.
+
+        npy holds the probabilities (N, class) alone; npz holds all that JSON does.
+        """
+        wanted = answer_type(request.headers.get("accept"), [JSON, NPY, NPZ])
         model = engine.model
         async with engine.upload(request) as upload:
             head = model.artifact.head_name(query.head)
@@ -71,9 +78,8 @@ def pixel_routes(engine: Engine) -> APIRouter:
                 return npy_answer(seen.arranged(probabilities), model.name)
             if reads != "shared":
                 vectors = await engine.embed(model, seen.patches, "shared")
-            return await engine.prepare(
-                partial(_classified, model, seen, head, probabilities, vectors)
-            )
+            answer = _classified_arrays if wanted == NPZ else _classified
+            return await engine.prepare(partial(answer, model, seen, head, probabilities, vectors))
 
     return routes
 
@@ -113,6 +119,33 @@ def _classified(
         grid=seen.grid,
     )
     return json_answer(answer, model.name)
+
+
+def _embedded_arrays(
+    model: Model, seen: Seen, vectors: Mapping[str, Vectors], shared: Vectors
+) -> Response:
+    return npz_answer({**vectors, **_of_patches(model, seen, shared)}, model.name)
+
+
+def _classified_arrays(
+    model: Model, seen: Seen, head: str, probabilities: Vectors, shared: Vectors
+) -> Response:
+    arrays = {
+        "head": np.array(head),
+        "classes": np.array(model.artifact.spec.heads[head].classes),
+        "probabilities": probabilities,
+    }
+    return npz_answer({**arrays, **_of_patches(model, seen, shared)}, model.name)
+
+
+def _of_patches(model: Model, seen: Seen, shared: Vectors) -> dict[str, npt.NDArray[Any]]:
+    """What is said of each patch whatever was asked; what there is not is left out."""
+    arrays: dict[str, npt.NDArray[Any]] = {"valid_fraction": np.array(seen.valid_fraction)}
+    if (scores := model.strangeness(seen.patches, shared)) is not None:
+        arrays["out_of_distribution"] = scores
+    if seen.grid is not None:
+        arrays |= {"rows": np.array(seen.grid.rows), "cols": np.array(seen.grid.cols)}
+    return arrays
 
 
 def _strangeness(model: Model, seen: Seen, shared: Vectors) -> list[float] | None:

@@ -48,6 +48,7 @@ def full(artifact: Artifact) -> Artifact:
     )
     spec = artifact.spec.model_copy(
         update={
+            "name": "Möwe 1",  # a name may have any letters
             "exclusive_encoder": artifact.spec.encoder.model_copy(update={"representation": 8}),
             "representations": {"shared": 64, "exclusive": 8},
             "heads": {

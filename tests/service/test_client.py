@@ -131,6 +131,7 @@ def test_a_map_keeps_the_coordinates_of_its_image(
     assert found.dims == ("y", "x")
     np.testing.assert_allclose(found, expected, atol=1e-3)
     np.testing.assert_array_equal(found.x, east)
+    assert found.attrs["artifact"] == artifact.id
     # The mean of two maps, and of the pixels of a polygon: here the same two.
     other = client.similarity(image, row=40, col=51)
     for asked in ({"pixels": [(40, 50), (40, 51)]}, {"polygon": [(40, 50), (40, 51), (40, 50.5)]}):

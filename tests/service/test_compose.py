@@ -1,5 +1,6 @@
 """docker-compose.yml: what it confines, and each program in it, run as it says, without Docker."""
 
+import json
 import os
 import re
 import shutil
@@ -210,7 +211,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def program(command: list[str], answers: Callable[[], bool], folder: Path) -> Iterator[None]:
+def program(
+    command: list[str],
+    answers: Callable[[], bool],
+    folder: Path,
+    environment: dict[str, str] | None = None,
+) -> Iterator[None]:
     """A program that runs until it answers, and for the length of the block."""
     if command[0] == "jupyter":  # which itself does no more than start that program
         command = [f"jupyter-{command[1]}", *command[2:]]
@@ -219,17 +225,35 @@ def program(command: list[str], answers: Callable[[], bool], folder: Path) -> It
     if not found:  # those that are no package of this project come with their images
         pytest.skip(f"{command[0]} is not installed")
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([found, *command[1:]], cwd=folder, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [found, *command[1:]],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **(environment or {})},
+        )
         try:
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 300  # each asks by a process of its own
             while not answers():
                 assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.1)
+                time.sleep(0.5)
             yield
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(60)
+
+
+def own_check(container: dict[str, Any], ports: dict[str, int]) -> Callable[[], bool]:
+    """Whether a container's health check, run as it stands but for ports, says that all is well."""
+    kind, *command = container["healthcheck"]["test"]
+    assert kind == "CMD"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    found = shutil.which(command[0], path=path)
+    if not found:  # it comes with the image
+        pytest.skip(f"{command[0]} is not installed")
+    checking = [found, *with_ports(command[1:], ports)]
+    return lambda: subprocess.run(checking, check=False, capture_output=True).returncode == 0
 
 
 def healthy(url: str) -> Callable[[], bool]:
@@ -249,6 +273,40 @@ def with_ports(command: list[str], ports: dict[str, int]) -> list[str]:
         assert written in text
         text = text.replace(written, str(port))
     return text.split("\0")
+
+
+def test_the_service_runs_as_its_image_and_the_compose_file_start_it(
+    compose: dict[str, Any], artifact_folder: Path, index_folder: Path, tmp_path: Path
+) -> None:
+    container = compose["services"]["service"]
+    assert not {"command", "entrypoint"} & container.keys()
+    image = (ROOT / "Dockerfile").read_text().split("\nFROM ")[-1]
+    entrypoint, arguments, check = (
+        json.loads(found[1])
+        for start in ("^ENTRYPOINT", "^CMD", "^HEALTHCHECK.*\\\\\n +CMD")
+        if (found := re.search(rf"{start} (\[.*\])$", image, re.MULTILINE))
+    )
+    assert ["CMD", *check] == container["healthcheck"]["test"]
+    given = {"CROSSMI_API_KEY": "k" * 16, "CROSSMI_INDEX": "index"}
+    environment = {
+        name: filled_in(text, given).replace("/models", str(tmp_path))
+        for name, text in container["environment"].items()
+    }
+    shutil.copytree(artifact_folder, tmp_path / "artifact")
+    shutil.copytree(index_folder, tmp_path / "index")
+    port = free_port()
+    healthy_now = own_check(container, {"8000": port})
+    assert not healthy_now()
+    command = with_ports([*entrypoint, *arguments], {"8000": port})
+    # The script in the environment finds the package of this folder.
+    with program(command, healthy_now, tmp_path, {**environment, "PYTHONPATH": str(ROOT)}):
+        url, key = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {'k' * 16}"}
+        assert (
+            httpx.post(f"{url}/search", content=PATCH, headers=NPY, timeout=60).status_code == 401
+        )
+        for path in ("/embed", "/search"):
+            answer = httpx.post(f"{url}{path}", content=PATCH, headers=NPY | key, timeout=60)
+            assert answer.status_code == 200
 
 
 @contextmanager
@@ -287,6 +345,12 @@ def test_the_proxy_passes_on_what_is_good(proxied: str) -> None:
     answer = httpx.post(f"{proxied}/embed", content=PATCH, headers=NPY, timeout=60)
     assert answer.status_code == 200
     assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-ID"])
+
+
+def test_the_proxy_is_well_by_its_own_check(compose: dict[str, Any], proxied: str) -> None:
+    container = compose["services"]["proxy"]
+    assert own_check(container, {"8080": int(proxied.rsplit(":", 1)[1])})()
+    assert not own_check(container, {"8080": free_port()})()
 
 
 def test_the_proxy_words_its_refusals_as_the_service_does(proxied: str) -> None:
@@ -414,8 +478,12 @@ def test_dask_runs_a_task_as_the_compose_file_starts_it(
         {"8786": scheduler, "8790": worker, "/tmp": tmp_path},  # type: ignore[dict-item]
     )
     (tmp_path / "scheduler").mkdir()
-    with program(command, healthy(f"http://127.0.0.1:{dashboard}/health"), tmp_path / "scheduler"):
-        with program(working, healthy(f"http://127.0.0.1:{worker}/health"), tmp_path):
+    scheduling = own_check(compose["services"]["scheduler"], {"8787": dashboard})
+    healthy_worker = own_check(compose["services"]["worker"], {"8790": worker})
+    assert not scheduling()
+    assert not healthy_worker()
+    with program(command, scheduling, tmp_path / "scheduler"):
+        with program(working, healthy_worker, tmp_path):
             from distributed import Client
 
             with Client(f"tcp://127.0.0.1:{scheduler}") as client:
@@ -426,7 +494,9 @@ def test_dask_runs_a_task_as_the_compose_file_starts_it(
 def test_the_store_speaks_s3(compose: dict[str, Any], tmp_path: Path) -> None:
     port = free_port()
     command = with_ports(compose["services"]["store"]["command"], {"9000": port})
-    with program(command, healthy(f"http://127.0.0.1:{port}/moto-api/"), tmp_path):
+    storing = own_check(compose["services"]["store"], {"9000": port})
+    assert not storing()
+    with program(command, storing, tmp_path):
         import s3fs
 
         store = s3fs.S3FileSystem(
@@ -456,8 +526,7 @@ def test_what_else_is_started_answers(
         re.sub("=/(work|prometheus)$", lambda found: here[found[0]], part) for part in command
     ]
     command = [part.replace("/etc/prometheus", str(ROOT / "deploy")) for part in command]
-    path = container["healthcheck"]["test"][-1]
-    route = re.search(r"127\.0\.0\.1:\d+(/[\w/-]+)", path)
-    assert route
-    with program(command, healthy(f"http://127.0.0.1:{taken}{route[1]}"), tmp_path):
+    healthy_now = own_check(container, {port: taken})
+    assert not healthy_now()
+    with program(command, healthy_now, tmp_path):
         pass

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import unquote
 
 import httpx
 import numpy as np
@@ -59,6 +60,28 @@ def test_either_or_both_representations(
             assert document[key] == (None if values is None else values.tolist())
         assert document["out_of_distribution"] == scores.tolist()
         assert document["grid"] is None
+
+
+def test_npz_holds_what_json_does(asked: httpx.Client, full: Artifact, patches: Patches) -> None:
+    image = npy_bytes(np.random.default_rng(6).uniform(0, 0.4, (4, 80, 96)).astype(np.float32))
+    for path, query, body in (
+        ("/embed", {"representation": "both"}, npy_bytes(patches)),
+        ("/embed", {"representation": "exclusive", "stride": "16"}, image),
+        ("/classify", {"head": "season"}, npy_bytes(patches)),
+        ("/classify", {"head": "cover", "stride": "16"}, image),
+    ):
+        document = asked.post(path, params=query, content=body, headers=NPY).json()
+        expected = {**document, **(document["grid"] or {})}
+        for name in ("artifact", "grid"):
+            del expected[name]
+        headers = NPY | {"Accept": "application/x-npz"}
+        answer = asked.post(path, params=query, content=body, headers=headers)
+        assert answer.headers["Content-Type"] == "application/x-npz"
+        assert answer.headers["X-Artifact"] == full.digest
+        assert unquote(answer.headers["X-Artifact-Id"]) == full.id == document["artifact"]["id"]
+        with np.load(io.BytesIO(answer.content), allow_pickle=False) as arrays:
+            found = {name: array.tolist() for name, array in arrays.items()}
+        assert found == {name: said for name, said in expected.items() if said is not None}
 
 
 def test_a_representation_that_the_model_lacks_is_named(tmp_path: Path, patches: Patches) -> None:
