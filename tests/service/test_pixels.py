@@ -1,6 +1,7 @@
 """/embed and /classify: both representations, grids, confidence; equal however it is asked."""
 
 import base64
+import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
