@@ -96,7 +96,8 @@ def test_with_the_switch_an_image_teaches_the_others_representation() -> None:
         batch = PairBatch(*torch.randn(2, 6, 2, 16, 16))
         with torch.no_grad():  # a network whose answer is always 0 teaches nothing
             for network in (stage.y.global_statistics, stage.y.local_statistics):
-                network.head[3].weight.zero_()
+                for parameter in network.head[3].parameters():
+                    parameter.zero_()
         terms = stage.objective(stage.players[0], batch, Generator().manual_seed(4))
         (terms["global"] + terms["local"]).backward(inputs=list(stage.parameters()))
         found = {

@@ -97,7 +97,7 @@ def test_a_retrieval_sheet_shows_the_nearest_test_images_nearest_first(
     panels = np.array(drawn[0].axes).reshape(4, 10)
     queries = []
     for row, name in zip(panels, ("shared", "shared", "exclusive", "exclusive"), strict=True):
-        query, *found = _shown(row, samples)
+        query, *found = _shown(list(row), samples)
         others = [one for one in range(24) if one % 3 and one != query]
         place = places[name]
         assert found == sorted(others, key=lambda one: abs(place[one] - place[query]))[:9]
