@@ -188,4 +188,4 @@ def _on_unraisable(raised: "sys.UnraisableHookArgs") -> None:
 
 def _name_of(place: object) -> str:
     """Of what an exception could not leave: Cython names it, Python gives the thing itself."""
-    return place if isinstance(place, str) else type(place).__name__
+    return place if isinstance(place, str) else getattr(place, "__qualname__", type(place).__name__)

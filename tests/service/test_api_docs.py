@@ -113,7 +113,7 @@ def test_the_commands_run(artifact_folder: Path, cube: Cube, tmp_path: Path) -> 
     for folder in ("runs/demo", "demo/run"):
         shutil.copytree(artifact_folder, tmp_path / folder / "artifact")
     shutil.copytree(cube.path, tmp_path / "demo/cube.zarr")
-    programs = {"crossmi-service": "service.cli", "mimodel": "mimodel.cli"}
+    programs = {"crossmi-service": "service.cli", "mimodel": "mimodel"}
     commands = [shlex.split(line) for line in "".join(blocks("console")).splitlines()]
     assert len(commands) == 3
     for name, *options in commands:
