@@ -204,7 +204,9 @@ def rows(client: httpx.Client, path: str, patches: Patches) -> Patches:
     return np.array(output["data"], np.float32).reshape(output["shape"])
 
 
-@pytest.mark.parametrize("path", ["/embed", "/classify?head=cover", "/v2/models/M%C3%B6we%201/infer"])
+@pytest.mark.parametrize(
+    "path", ["/embed", "/classify?head=cover", "/v2/models/M%C3%B6we%201/infer"]
+)
 def test_neighbours_in_a_batch_do_not_change_an_answer(asked: httpx.Client, path: str) -> None:
     """The same patch alone, among others in one request, and among those of other clients."""
     many = np.random.default_rng(8).uniform(0, 0.4, (16, 4, 64, 64)).astype(np.float32)
