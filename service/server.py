@@ -116,6 +116,7 @@ class Server(uvicorn.Server):
             for listening in sockets or []:
                 listening.close()
             await asyncio.sleep(0.1)  # what was accepted last becomes a connection
+            latest = time.monotonic() + _LAST_WORDS_SECONDS
             while self._is_silence_on_the_line() and time.monotonic() < latest:
                 await asyncio.sleep(0.05)
         await super().shutdown(sockets)
@@ -140,9 +141,14 @@ class Server(uvicorn.Server):
                     transport.abort()
 
     def _is_silence_on_the_line(self) -> bool:
-        """Whether there is a connection that has not asked for anything yet."""
-        connections = self.server_state.connections
-        return any(getattr(connection, "cycle", None) is None for connection in connections)
+        """Whether there is a connection that has not asked for anything yet, or not again.
+
+        Whoever was answered after SIGTERM was told to close, so a connection that is still open was
+        answered before it, and may be about to ask.
+        """
+        cycles = [getattr(one, "cycle", None) for one in self.server_state.connections]
+        told = self._end is not None
+        return any(cycle is None or (told and cycle.response_complete) for cycle in cycles)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether it is time to close the port."""
