@@ -51,6 +51,7 @@ def map_geotiff(
     tags: Mapping[str, str],
 ) -> bytes:
     """Maps (H, W) as the bands of a GeoTIFF of float32, NaN where there is no data."""
+    from rasterio.crs import CRS
     from rasterio.errors import NotGeoreferencedWarning
     from rasterio.io import MemoryFile
     from rasterio.transform import Affine
@@ -60,7 +61,9 @@ def map_geotiff(
     if ground is not None:
         by_points = {"gcps": list(ground.points)}
         by_transform = {"transform": Affine(*ground.transform)}
-        placed = {"crs": ground.crs, **(by_points if ground.points else by_transform)}
+        # Points are written with a system, if an empty one: rasterio asks it for its text.
+        system = ground.crs or (CRS() if ground.points else None)
+        placed = {"crs": system, **(by_points if ground.points else by_transform)}
     with warnings.catch_warnings(), MemoryFile() as file:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with file.open(

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import rasterio
 from PIL import Image
+from rasterio.control import GroundControlPoint
 from rasterio.io import MemoryFile
 
 from service.decode import Georeference
@@ -74,3 +75,14 @@ def test_a_geotiff_reads_back_with_its_ground() -> None:
         assert dataset.descriptions == ("one", "two")
         assert np.isnan(dataset.nodata)
         assert dataset.tags()["made_by"] == "a test"
+
+
+def test_a_map_of_points_without_a_system_keeps_its_points() -> None:
+    corners = [(0, 0, 1.5, 45.0), (0, 8, 1.6, 45.1), (8, 0, 1.4, 44.9)]
+    points = tuple(GroundControlPoint(*corner) for corner in corners)
+    ground = Georeference(None, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), points)
+    made = map_geotiff([np.zeros((8, 8), np.float32)], ["map"], ground, {})
+    with MemoryFile(made) as file, file.open() as dataset:
+        kept, system = dataset.gcps
+    assert [(one.row, one.col, one.x, one.y) for one in kept] == corners
+    assert not system
