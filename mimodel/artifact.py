@@ -311,6 +311,7 @@ class Artifact:
         if representation == "exclusive" and self.networks.exclusive_encoder is not None:
             encoder = self.networks.exclusive_encoder
         digest = hashlib.sha256(self.spec.normalisation.model_dump_json().encode())
+        digest.update(f"{encoder.spec.levels} levels".encode() if encoder.spec.levels else b"")
         for name, tensor in sorted(encoder.state_dict().items()):
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()

@@ -89,7 +89,7 @@ def folded(encoder: Encoder) -> Encode:
     convolutions = fold_batch_norm(encoder).to(memory_format=torch.channels_last)
     dtype = inference_dtype(torch.device("cpu"))
     convolutions.to(dtype)
-    output = encoder.output
+    output = nn.Sequential(encoder.output, encoder.levels)
 
     @torch.inference_mode()
     def encode(images: Tensor) -> Vectors:
@@ -181,7 +181,7 @@ def to_openvino(encoder: Encoder) -> bytes:
 def _plain(encoder: Encoder) -> nn.Module:
     """Images to vectors and nothing else, in the plainest layers."""
     output = copy.deepcopy(encoder.output)
-    return nn.Sequential(fold_batch_norm(encoder), nn.Flatten(), output).eval()
+    return nn.Sequential(fold_batch_norm(encoder), nn.Flatten(), output, encoder.levels).eval()
 
 
 def _example(encoder: Encoder) -> Tensor:

@@ -274,6 +274,8 @@ class ExclusiveStageConfig(_Model):
     discriminator_steps: Annotated[int, Field(ge=1)] = 1
     discriminator_rate: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the discriminator; none named: that of the run."""
+    levels: Annotated[int, Field(ge=2)] | None = None
+    """Rounds each dimension of E to one of so many values; none named: to none. Ours."""
     independence: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the dependence of S and E (a kernel's criterion) beside the adversary. Ours."""
     first: Literal["encoder", "discriminator"] = "encoder"
@@ -319,6 +321,7 @@ class ExclusiveStageConfig(_Model):
             discriminator_steps=self.discriminator_steps,
             discriminator_rate=self.discriminator_rate,
             first=self.first,
+            levels=self.levels,
             independence=self.independence,
             negatives=self.negatives,
             score_bound=self.score_bound,

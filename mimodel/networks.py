@@ -9,11 +9,11 @@ out once for the joint and the product term, and the tiled copy of z never exist
 """
 
 import math
-from typing import NamedTuple, final
+from typing import Annotated, NamedTuple, final
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -43,6 +43,8 @@ class EncoderSpec(BaseModel):
     convolutions: tuple[ConvSpec, ...]
     representation: int = 64
     leaky_slope: float = LEAKY_SLOPE
+    levels: Annotated[int, Field(ge=2)] | None = None
+    """How many values a dimension of the representation may take; None, as in the paper: any."""
 
     @classmethod
     def for_images(
@@ -104,8 +106,32 @@ class Encoded(NamedTuple):
 
 
 @final
+class Levels(nn.Module):
+    """Rounds a representation of deviation 1 to whole deviations: each dimension to one of `count`
+    values that are 1 apart and lie evenly around 0 (finite scalar quantisation, Mentzer et al.
+    2024, arXiv 2309.15505).
+
+    Gradients pass the rounding as if it were not there (the straight-through estimator of Bengio
+    et al. 2013, arXiv 1308.3432). BatchNorm before it, where that paper has a hyperbolic tangent,
+    keeps each dimension in use: a tangent that is at its end has no gradient to come back by.
+    """
+
+    def __init__(self, count: int, representation: int) -> None:
+        super().__init__()
+        self.count = count
+        self.norm = BatchNorm(representation, affine=False)
+
+    def forward(self, values: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        scaled: Tensor = self.norm(values[..., None, None])[..., 0, 0]
+        end = (self.count - 1) / 2
+        level = ((scaled - end).round() + end).clamp(-end, end)
+        return scaled + (level - scaled).detach() if torch.is_grad_enabled() else level
+
+
+@final
 class Encoder(nn.Module):
-    """Table 8: convolutions, then one dense layer without activation."""
+    """Table 8: convolutions, then one dense layer without activation; `levels`, where the spec
+    names them, are ours."""
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
@@ -125,10 +151,11 @@ class Encoder(nn.Module):
             channels = conv.channels
         self.convolutions = nn.Sequential(*layers)
         self.output = nn.Linear(math.prod(spec.feature_shape), spec.representation)
+        self.levels = Levels(spec.levels, spec.representation) if spec.levels else nn.Identity()
 
     def forward(self, image: Float[Tensor, "batch band row col"]) -> Encoded:
         feature_map = self.convolutions(image)
-        return Encoded(feature_map, _in_full(self.output, feature_map.flatten(1)))
+        return Encoded(feature_map, self.levels(_in_full(self.output, feature_map.flatten(1))))
 
 
 def _in_full(layer: nn.Linear, values: Tensor) -> Tensor:

@@ -114,8 +114,10 @@ class BatchNorm(nn.BatchNorm2d):
         centred = full - mean[:, None, None]
         variance = summed((centred**2).sum(over)) / count
         self._remember(mean.detach(), variance.detach() * (count / (count - 1)))
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        normalised = centred * scale[:, None, None] + self.bias[:, None, None]
+        scale = torch.rsqrt(variance + self.eps)
+        if not self.affine:
+            return (centred * scale[:, None, None]).to(images.dtype)
+        normalised = centred * (self.weight * scale)[:, None, None] + self.bias[:, None, None]
         return normalised.to(images.dtype)
 
     @torch.no_grad()

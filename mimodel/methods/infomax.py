@@ -199,12 +199,13 @@ class SharedStage(Method):
 class ExclusiveNetworks(nn.Module):
     """What the exclusive stage learns of one domain, and the frozen shared encoder it reads."""
 
-    def __init__(self, shared: Artifact, representation: int) -> None:
+    def __init__(self, shared: Artifact, representation: int, levels: int | None) -> None:
         super().__init__()
         self.shared = shared
         # A copy: the artifact's own stays on the CPU, and its heads are none of this stage's.
         self.shared_encoder = copy.deepcopy(shared.networks.encoder).requires_grad_(False)
-        spec = shared.spec.encoder.model_copy(update={"representation": representation})
+        own = {"representation": representation, "levels": levels}
+        spec = shared.spec.encoder.model_copy(update=own)
         channels, height, width = spec.feature_shape
         both = spec.representation + shared.spec.encoder.representation
         self.encoder = Encoder(spec)
@@ -256,6 +257,7 @@ class ExclusiveStage(Method):
         discriminator_steps: int = 1,
         discriminator_rate: float | None = None,
         first: Literal["encoder", "discriminator"] = "encoder",
+        levels: int | None = None,
         independence: float = 0.0,
         negatives: int = 1,
         score_bound: float | None = None,
@@ -267,7 +269,7 @@ class ExclusiveStage(Method):
         self._discriminator_inputs = discriminator_inputs
         self._discriminator_steps = discriminator_steps
         self._discriminator_rate = discriminator_rate
-        networks = [ExclusiveNetworks(artifact, representation) for artifact in shared]
+        networks = [ExclusiveNetworks(artifact, representation, levels) for artifact in shared]
         self.x = networks[0]
         self.own_y = networks[1] if len(networks) == 2 else None
         self._latest: list[tuple[Tensor, Tensor]] = []
@@ -373,6 +375,8 @@ class ExclusiveStage(Method):
             said["adversarial"] += ", discriminator first"
         if self._independence:
             said["independence"] = f"{self._independence:g}"
+        if levels := self.x.encoder.spec.levels:
+            said["exclusive_levels"] = str(levels)
         return said
 
     def learnt(self) -> Mapping[str, Learnt]:

@@ -41,19 +41,28 @@ def play(folder: Path) -> dict[str, Tensor]:
         encoders=2,
         distance_inputs="standardised",
     ).double()
-    exclusive = ExclusiveStage(
-        [Artifact.load(folder / name) for name in ("x", "y")],
-        representation=3,
-        alpha=0.5,
-        beta=1.0,
-        adversarial=0.05,
-        form="non-saturating",
-        discriminator_inputs="standardised",
-        independence=2.0,
-    ).double()
+    exclusive, of_levels = (
+        ExclusiveStage(
+            [Artifact.load(folder / name) for name in ("x", "y")],
+            representation=3,
+            alpha=0.5,
+            beta=1.0,
+            adversarial=0.05,
+            form="non-saturating",
+            discriminator_inputs="standardised",
+            independence=2.0,
+            levels=levels,
+        ).double()
+        for levels in (None, 4)
+    )
     autoencoder = VariationalAutoencoder(textbook.SMALL, likelihood="gaussian").double()
     found: dict[str, Tensor] = {}
-    methods = {"shared": shared, "exclusive": exclusive, "autoencoder": autoencoder}
+    methods: dict[str, Method] = {
+        "shared": shared,
+        "exclusive": exclusive,
+        "exclusive of levels": of_levels,
+        "autoencoder": autoencoder,
+    }
     for name, method in methods.items():
         found |= {f"{name} {key}": value for key, value in _descend(method.train()).items()}
     return found

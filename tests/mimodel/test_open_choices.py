@@ -215,6 +215,6 @@ def test_by_default_each_choice_is_the_plain_one() -> None:
     assert {name: shared[name] for name in plain} == plain
     settled = {
         "form": "non-saturating", "discriminator_inputs": "as they are", "discriminator_steps": 1,
-        "discriminator_rate": None, "first": "encoder", "independence": 0.0,
+        "discriminator_rate": None, "first": "encoder", "independence": 0.0, "levels": None,
     }  # fmt: skip
     assert {name: exclusive[name] for name in settled} == settled
