@@ -307,7 +307,7 @@ class Artifact:
 
     def representation_digest(self, representation: str = "shared") -> str:
         """SHA-256 of what makes a representation; heads and names do not count."""
-        encoder: nn.Module = self.networks.encoder
+        encoder = self.networks.encoder
         if representation == "exclusive" and self.networks.exclusive_encoder is not None:
             encoder = self.networks.exclusive_encoder
         digest = hashlib.sha256(self.spec.normalisation.model_dump_json().encode())

@@ -32,16 +32,11 @@ from torch import Generator, Tensor
 
 from mimodel.artifact import ArtifactSpec, save_artifact
 from mimodel.card import model_card
-from mimodel.config import (
-    ExclusiveStageConfig,
-    RunConfig,
-    TrainingConfig,
-    dump_config,
-    load_config,
-)
+from mimodel.config import RunConfig, TrainingConfig, dump_config, load_config
 from mimodel.data.pairs import PairBatch, PairSource, prefetched
 from mimodel.errors import TrainingError, first_line
 from mimodel.methods.base import Method, Player
+from mimodel.methods.configs import ExclusiveStageConfig
 from mimodel.metrics import MetricsFile, draw_curves, read_metrics
 from mimodel.networks import Encoder, inference_dtype
 from mimodel.parallel import (

@@ -113,7 +113,7 @@ class SharedStage(Method):
     `distance_inputs` is ours. As the representations are, making both small brings them together as
     well as making them alike does; standardised, only the latter is left. So are `distance_norm`,
     `negatives`, `score_bound` and `encoded`, of which the paper says nothing: see
-    `mimodel.config.SharedStageConfig`.
+    `mimodel.methods.configs.SharedStageConfig`.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class ExclusiveStage(Method):
     representations that the first has just made.
 
     `shared` holds the artifacts of X and Y, or the one of both. All that is named after `form` is
-    ours, since the paper does not say; see `mimodel.config.ExclusiveStageConfig`.
+    ours, since the paper does not say; see `mimodel.methods.configs.ExclusiveStageConfig`.
     """
 
     def __init__(

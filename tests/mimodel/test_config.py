@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mimodel.config import CubeConfig, dump_config, load_config
+from mimodel.config import dump_config, load_config
+from mimodel.data.configs import CubeConfig
 from mimodel.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

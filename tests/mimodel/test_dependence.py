@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from mimodel.config import ExclusiveStageConfig
+from mimodel.methods.configs import ExclusiveStageConfig
 from mimodel.methods.infomax import ExclusiveStage
 from mimodel.objectives import dependence
 from tests.mimodel.test_exclusive import _batch, make_shared

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from mimodel.config import ColoredMnistConfig, RunConfig, SharedStageConfig, TrainingConfig
+from mimodel.config import RunConfig, TrainingConfig
+from mimodel.data.configs import ColoredMnistConfig
 from mimodel.data.pairs import PairBatch
 from mimodel.methods.base import Learnt, Method, Player
+from mimodel.methods.configs import SharedStageConfig
 from mimodel.objectives import derangement
 from mimodel.train import train
 from tests.mimodel.made_digits import write_digits

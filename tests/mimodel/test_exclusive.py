@@ -12,16 +12,12 @@ import torch
 from torch import Generator, Tensor
 
 from mimodel.artifact import Artifact, ArtifactSpec, HeadSpec, Networks, save_artifact
-from mimodel.config import (
-    EuroSatConfig,
-    ExclusiveStageConfig,
-    RunConfig,
-    SharedStageConfig,
-    TrainingConfig,
-)
+from mimodel.config import RunConfig, TrainingConfig
+from mimodel.data.configs import EuroSatConfig
 from mimodel.data.pairs import LabelledPatches, PairBatch
 from mimodel.errors import ArtifactError, ConfigError, InputError, TrainingError
 from mimodel.methods.base import RepresentationScale
+from mimodel.methods.configs import ExclusiveStageConfig, SharedStageConfig
 from mimodel.methods.infomax import ExclusiveNetworks, ExclusiveStage
 from mimodel.metrics import read_metrics
 from mimodel.normalisation import Normalisation

@@ -11,9 +11,10 @@ from torch.nn.functional import softplus
 
 from mimodel.artifact import Artifact, ArtifactSpec, Networks, frozen, save_artifact
 from mimodel.backends import Backend, embedder
-from mimodel.config import ExclusiveStageConfig, load_config
+from mimodel.config import load_config
 from mimodel.data.pairs import PairBatch
 from mimodel.errors import ConfigError
+from mimodel.methods.configs import ExclusiveStageConfig
 from mimodel.methods.infomax import ExclusiveStage
 from mimodel.networks import Encoder, Levels
 from mimodel.normalisation import Normalisation

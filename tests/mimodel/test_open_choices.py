@@ -9,9 +9,10 @@ from torch import Generator, Tensor
 from torch.nn.functional import batch_norm, conv2d, leaky_relu, linear, softplus
 
 from mimodel.artifact import Artifact
-from mimodel.config import ExclusiveStageConfig, SharedStageConfig, load_config
+from mimodel.config import load_config
 from mimodel.data.pairs import PairBatch
 from mimodel.errors import ConfigError
+from mimodel.methods.configs import ExclusiveStageConfig, SharedStageConfig
 from mimodel.methods.infomax import ExclusiveStage, SharedStage
 from mimodel.networks import Encoder, EncoderSpec, StatisticsNetwork
 from mimodel.objectives import bounded, derangement

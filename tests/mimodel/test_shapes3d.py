@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from mimodel.config import Shapes3DConfig
 from mimodel.data import shapes3d
 from mimodel.data import shapes3d_render as scene
+from mimodel.data.configs import Shapes3DConfig
 from mimodel.data.shapes3d import (
     HUES,
     TRUTH,

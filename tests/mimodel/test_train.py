@@ -20,16 +20,12 @@ from torch import Generator, Tensor
 
 from mimodel import sessions
 from mimodel.artifact import Artifact, HeadSpec, Networks
-from mimodel.config import (
-    EuroSatConfig,
-    RunConfig,
-    SharedStageConfig,
-    TrainingConfig,
-    dump_config,
-)
+from mimodel.config import RunConfig, TrainingConfig, dump_config
+from mimodel.data.configs import EuroSatConfig
 from mimodel.data.pairs import PairBatch
 from mimodel.errors import TrainingError
 from mimodel.methods.base import Player
+from mimodel.methods.configs import SharedStageConfig
 from mimodel.methods.infomax import SharedStage
 from mimodel.metrics import read_metrics
 from mimodel.networks import Encoder

@@ -96,7 +96,7 @@ def test_what_remains_is_the_encoder_of_the_means(tmp_path: Path) -> None:
 
 
 def test_sides_that_the_table_cannot_make_are_refused() -> None:
-    from mimodel.config import VaeConfig
+    from mimodel.methods.configs import VaeConfig
 
     with pytest.raises(ConfigError, match="28 x 28"):
         VaeConfig(name="vae").build(3, (28, 28))
