@@ -1,4 +1,4 @@
-"""An untrained artifact and a running service on loopback, shared by the tests of the service."""
+"""An untrained artifact, a running service on loopback, the compose file: for all tests here."""
 
 import os
 import re
@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL
-from typing import IO
+from typing import IO, Any
 
 import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+import yaml
 
 from mimodel.artifact import Artifact, HeadSpec, Networks, frozen
 from mimodel.embed import embed_cube
@@ -24,6 +25,8 @@ from mimodel.novelty import fit_novelty
 from s2pairs.cube import Cube
 from tests.cubes import made_cube
 from tests.models import CLASSES, small_artifact
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -163,3 +166,9 @@ def service(artifact_folder: Path, index_folder: Path) -> Iterator[Running]:
 def client(service: Running) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=service.url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    parsed: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return parsed
