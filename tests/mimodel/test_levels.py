@@ -1,7 +1,6 @@
 """Representations of a few levels: the nearest one, a gradient as without, the same everywhere."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +14,12 @@ from mimodel.config import load_config
 from mimodel.data.pairs import PairBatch
 from mimodel.errors import ConfigError
 from mimodel.methods.configs import ExclusiveStageConfig
-from mimodel.methods.infomax import ExclusiveStage
 from mimodel.networks import Encoder, Levels
 from mimodel.normalisation import Normalisation
 from mimodel.objectives import dependence, derangement
 from tests.mimodel import textbook
 from tests.mimodel.test_exclusive import make_shared
+from tests.mimodel.test_open_choices import exclusive_stage
 
 PAIRS = 6
 EXCLUSIVE = textbook.SMALL.model_copy(update={"representation": 3, "levels": 3})
@@ -69,23 +68,8 @@ def test_gradients_pass_the_rounding() -> None:
     torch.testing.assert_close(ours, plain)
 
 
-def _stage(folder: Path, **choices: Any) -> ExclusiveStage:
-    shared = [make_shared(folder / str(domain), domain) for domain in range(2)]
-    torch.manual_seed(11)
-    stage = ExclusiveStage(
-        shared,
-        representation=3,
-        alpha=0.5,
-        beta=1.0,
-        adversarial=0.05,
-        form="non-saturating",
-        **choices,
-    )
-    return stage.double().train()
-
-
 def test_all_terms_of_the_exclusive_stage_read_the_levels(tmp_path: Path) -> None:
-    stage = _stage(tmp_path, levels=3, independence=7.0)
+    stage = exclusive_stage(tmp_path, levels=3, independence=7.0)
     torch.manual_seed(3)
     batch = PairBatch(*torch.randn(2, PAIRS, 2, 16, 16, dtype=torch.float64))
     terms = stage.objective(stage.players[0], batch, Generator().manual_seed(4))

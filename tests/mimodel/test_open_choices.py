@@ -130,7 +130,7 @@ def test_a_slope_reaches_the_network_and_specs_of_before_keep_theirs() -> None:
     assert EncoderSpec.model_validate(before).leaky_slope == 0.2
 
 
-def _exclusive(folder: Path, **choices: Any) -> ExclusiveStage:
+def exclusive_stage(folder: Path, **choices: Any) -> ExclusiveStage:
     shared = [make_shared(folder / str(domain), domain) for domain in range(2)]
     torch.manual_seed(11)
     settings: dict[str, Any] = {
@@ -141,7 +141,7 @@ def _exclusive(folder: Path, **choices: Any) -> ExclusiveStage:
 
 
 def test_a_discriminator_that_moves_first_sees_the_encoder_before_it_moves(tmp_path: Path) -> None:
-    stage, batch = _exclusive(tmp_path, first="discriminator"), _batch()
+    stage, batch = exclusive_stage(tmp_path, first="discriminator"), _batch()
     assert [player.name for player in stage.players] == ["discriminator", "encoder"]
     for _ in range(2):
         generator = Generator().manual_seed(7)
@@ -162,7 +162,7 @@ def test_a_discriminator_that_moves_first_sees_the_encoder_before_it_moves(tmp_p
 
 
 def test_the_exclusive_stage_with_other_negatives_and_a_bound(tmp_path: Path) -> None:
-    stage, batch = _exclusive(tmp_path, negatives=2, score_bound=0.02), _batch()
+    stage, batch = exclusive_stage(tmp_path, negatives=2, score_bound=0.02), _batch()
     terms = stage.objective(stage.players[0], batch, Generator().manual_seed(4))
     generator = Generator().manual_seed(4)
     orders = [derangement(PAIRS, generator) for _ in range(2)]
@@ -187,7 +187,7 @@ def test_what_is_settled_otherwise_stands_in_the_artifact(tmp_path: Path) -> Non
     }
     plain = _shared().learnt()["artifact"].provenance
     assert set(plain) == {"switched", "distance"}
-    said = _exclusive(tmp_path, first="discriminator", negatives=2).description
+    said = exclusive_stage(tmp_path, first="discriminator", negatives=2).description
     assert said["adversarial"].endswith("discriminator first")
     assert said["negatives"] == "2 of each pair"
 
