@@ -18,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.engine import Engine
+from service.memory import set_aside
 from service.observing import log_as_lines
 from service.settings import Settings
 
@@ -45,6 +46,7 @@ def run(app: FastAPI, listening: socket.socket, settings: Settings) -> None:
     server = Server(app, settings)
     engine: Engine = app.state.engine
     signal.signal(signal.SIGHUP, lambda *_: engine.want_reload())
+    set_aside()
     server.run(sockets=[listening])
 
 

@@ -1,9 +1,12 @@
 """A new artifact is noticed whenever it comes, and tried until it can be read."""
 
 import asyncio
+import gc
 import os
 import shutil
 import socket
+import weakref
+from collections.abc import Iterator
 from contextlib import ExitStack
 from http.client import HTTPResponse
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mimodel.artifact import Artifact
+from service import server
 from service.app import create_app
 from service.engine import Model
 from service.reloading import Watch
@@ -75,6 +79,34 @@ def test_a_request_is_answered_by_the_model_that_it_began_with(
             answer = HTTPResponse(begun[path])
             answer.begin()
             assert (answer.status, answer.getheader("X-Artifact")) == (200, artifact.digest), path
+
+
+@pytest.fixture
+def own_collector() -> Iterator[None]:
+    """What is set aside in a test is looked through again after it."""
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("own_collector")
+def test_what_was_set_aside_at_the_start_is_freed_with_the_model(
+    artifact: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in a model refers to itself in a circle, which would then stay for good."""
+    app = create_app(Artifact.load(folder), Settings(watch_seconds=0), folder)
+    kept = [weakref.ref(app.state.engine.model), weakref.ref(app.state.engine.model.artifact)]
+    with monkeypatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
+        patch.setattr(server.Server, "run", lambda *_, **__: None)
+        patch.setattr(server.signal, "signal", lambda *_: None)
+        patch.setattr(server, "log_as_lines", lambda: None)
+        server.run(app, listening, Settings())
+    assert gc.get_freeze_count() > len(gc.get_objects())
+    with app_in_a_thread(app) as client:
+        assert client.post("/embed", content=PATCH, headers=NPY).status_code == 200
+        renewed(artifact, folder, name="another")
+        app.state.engine.want_reload()
+        eventually(lambda: figure(client, _DONE) == 1)
+        eventually(lambda: all(one() is None for one in kept))
 
 
 def test_what_was_swapped_while_the_service_started_is_noticed(
