@@ -114,15 +114,21 @@ class Levels(nn.Module):
     Gradients pass the rounding as if it were not there (the straight-through estimator of Bengio
     et al. 2013, arXiv 1308.3432). BatchNorm before it, where that paper has a hyperbolic tangent,
     keeps each dimension in use: a tangent that is at its end has no gradient to come back by.
+
+    While `rounding` is off, training goes on with the standardised values as they are; evaluation
+    always rounds.
     """
 
     def __init__(self, count: int, representation: int) -> None:
         super().__init__()
         self.count = count
         self.norm = BatchNorm(representation, affine=False)
+        self.rounding = True
 
     def forward(self, values: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         scaled: Tensor = self.norm(values[..., None, None])[..., 0, 0]
+        if self.training and not self.rounding:
+            return scaled
         end = (self.count - 1) / 2
         level = ((scaled - end).round() + end).clamp(-end, end)
         return scaled + (level - scaled).detach() if torch.is_grad_enabled() else level

@@ -214,6 +214,7 @@ class _Run:
         """One step of every player."""
         started = time.perf_counter()
         self._set_learning_rates()
+        self.method.advanced(self.done)
         batch = PairBatch(self._place(batch.x), self._place(batch.y))
         generator = self._generator()
         for player, optimiser in zip(self.method.players, self.optimisers, strict=True):

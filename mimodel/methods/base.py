@@ -53,6 +53,9 @@ class Method(nn.Module):
         Whatever is random is drawn from `generator`, which is a function of seed and step.
         """
 
+    def advanced(self, done: float) -> None:
+        """Told before each step what share of the run is behind it, by iterations or by time."""
+
     @property
     def description(self) -> dict[str, str]:
         """What it stands on beside its data; a run does not go on when this has changed."""

@@ -89,6 +89,8 @@ class ExclusiveStageConfig(Section):
     """Learning rate of the discriminator; none named: that of the run."""
     levels: Annotated[int, Field(ge=2)] | None = None
     """Rounds each dimension of E to one of so many values; none named: to none. Ours."""
+    levels_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the run after which the rounding begins. Ours."""
     independence: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the dependence of S and E (a kernel's criterion) beside the adversary. Ours."""
     first: Literal["encoder", "discriminator"] = "encoder"
@@ -98,6 +100,12 @@ class ExclusiveStageConfig(Section):
     """As in the shared stage."""
     score_bound: Annotated[float, Field(gt=0)] | None = None
     """As in the shared stage."""
+
+    @model_validator(mode="after")
+    def _begins_with_levels(self) -> "ExclusiveStageConfig":
+        if self.levels_from and self.levels is None:
+            raise ValueError("levels_from needs levels; name how many, or leave levels_from at 0")
+        return self
 
     def normalisation(self) -> Normalisation:
         """That of the shared stage: the frozen encoder reads nothing else."""
@@ -135,6 +143,7 @@ class ExclusiveStageConfig(Section):
             discriminator_rate=self.discriminator_rate,
             first=self.first,
             levels=self.levels,
+            levels_from=self.levels_from,
             independence=self.independence,
             negatives=self.negatives,
             score_bound=self.score_bound,

@@ -18,6 +18,7 @@ from mimodel.networks import (
     Encoder,
     EncoderSpec,
     GlobalStatistics,
+    Levels,
     LocalStatistics,
     StatisticsNetwork,
 )
@@ -258,6 +259,7 @@ class ExclusiveStage(Method):
         discriminator_rate: float | None = None,
         first: Literal["encoder", "discriminator"] = "encoder",
         levels: int | None = None,
+        levels_from: float = 0.0,
         independence: float = 0.0,
         negatives: int = 1,
         score_bound: float | None = None,
@@ -265,6 +267,7 @@ class ExclusiveStage(Method):
         super().__init__()
         self.alpha, self.beta, self.adversarial, self.form = alpha, beta, adversarial, form
         self._independence = independence
+        self._levels_from = levels_from
         self._first, self._negatives, self._score_bound = first, negatives, score_bound
         self._discriminator_inputs = discriminator_inputs
         self._discriminator_steps = discriminator_steps
@@ -295,6 +298,11 @@ class ExclusiveStage(Method):
         if self._first == "encoder":
             return encoder, discriminator
         return discriminator, encoder
+
+    def advanced(self, done: float) -> None:
+        for module in self.modules():
+            if isinstance(module, Levels):
+                module.rounding = done >= self._levels_from
 
     def objective(
         self, player: Player, batch: PairBatch, generator: Generator
@@ -377,6 +385,8 @@ class ExclusiveStage(Method):
             said["independence"] = f"{self._independence:g}"
         if levels := self.x.encoder.spec.levels:
             said["exclusive_levels"] = str(levels)
+        if self._levels_from:
+            said["exclusive_levels"] += f", from {self._levels_from:g} of the run"
         return said
 
     def learnt(self) -> Mapping[str, Learnt]:

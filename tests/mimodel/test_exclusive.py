@@ -271,8 +271,11 @@ def test_after_training_the_shared_encoder_is_the_same_bit_by_bit(tmp_path: Path
         before.embed(patches, representation="exclusive")
 
 
-def test_an_exclusive_run_stopped_and_resumed_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    """With moves and a rate of the discriminator's own, and a probe of stage 1 in between."""
+def test_an_exclusive_run_stopped_and_resumed_equals_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With moves and a rate of the discriminator's own, levels that begin where it was stopped, and
+    a probe of stage 1 in between."""
     archive = write_archive(tmp_path / "images.tar", range(1, 301, 100))
     first = _run(tmp_path, archive, SharedStageConfig(name="infomax-shared"))
     train(first, tmp_path / "shared", lambda *_: None)
@@ -282,9 +285,17 @@ def test_an_exclusive_run_stopped_and_resumed_equals_an_uninterrupted_one(tmp_pa
         representation=8,
         discriminator_steps=2,
         discriminator_rate=1e-3,
+        levels=3,
+        levels_from=0.5,
     )
     config = _run(tmp_path, archive, method, decay="cosine", iterations=4)
-    train(config, tmp_path / "whole" / "run", lambda *_: None)
+    told, advanced = [], ExclusiveStage.advanced
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            ExclusiveStage, "advanced", lambda *given: (told.append(given[1]), advanced(*given))
+        )
+        train(config, tmp_path / "whole" / "run", lambda *_: None)
+    assert told == [0, 0.25, 0.5, 0.75]
     encoder, discriminator = torch.load(
         tmp_path / "whole" / "run" / "checkpoint.pt", weights_only=True
     )["optimisers"]

@@ -97,6 +97,27 @@ def test_all_terms_of_the_exclusive_stage_read_the_levels(tmp_path: Path) -> Non
     assert all(gradient.abs().max() > 0 for gradient in moved)
 
 
+def test_levels_may_begin_late_and_are_always_in_what_is_kept(tmp_path: Path) -> None:
+    stage = exclusive_stage(tmp_path, levels=3, levels_from=0.5)
+    images = torch.randn(PAIRS, 2, 16, 16, dtype=torch.float64)
+
+    def seen() -> tuple[Tensor, Tensor]:
+        networks = stage.x
+        values = networks.encoder.output(networks.encoder(images).feature_map.flatten(1))
+        return networks.encoder(images).representation, _standardised(values)
+
+    for done in (0, 0.49):
+        stage.advanced(done)
+        torch.testing.assert_close(*seen(), atol=1e-12, rtol=0)
+    stage.eval()
+    assert set(seen()[0].detach().unique().tolist()) <= {-1, 0, 1}
+    stage.train()
+    for done in (0.5, 1):
+        stage.advanced(done)
+        found, standardised = seen()
+        torch.testing.assert_close(found, _nearest(standardised, 3), atol=1e-12, rtol=0)
+
+
 @pytest.fixture(scope="module")
 def model() -> Artifact:
     torch.manual_seed(0)
@@ -166,13 +187,14 @@ def test_a_configuration_names_the_levels(tmp_path: Path) -> None:
         stage.learnt()["artifact"].fields[name] for name in ("exclusive_encoder", "encoder")
     )
     assert (exclusive.levels, shared.levels) == (5, None)
+    late = config.model_copy(update={"levels_from": 0.25}).build(2, textbook.SMALL.image_size)
+    assert late.description["exclusive_levels"] == "5, from 0.25 of the run"
     plain = config.model_copy(update={"levels": None}).build(2, textbook.SMALL.image_size)
     assert "exclusive_levels" not in plain.description
-    with pytest.raises(ConfigError, match=r"method.infomax-exclusive.levels"):
-        load_config(
-            [],
-            [
-                "data={name: sentinel2, cube: x}",
-                "method={name: infomax-exclusive, shared: run, levels: 1}",
-            ],
-        )
+    for wrong, said in (
+        ("levels: 1", r"method.infomax-exclusive.levels"),
+        ("levels_from: 0.5", "levels_from needs levels; name how many, or leave levels_from at 0"),
+    ):
+        given = f"method={{name: infomax-exclusive, shared: run, {wrong}}}"
+        with pytest.raises(ConfigError, match=said):
+            load_config([], ["data={name: sentinel2, cube: x}", given])

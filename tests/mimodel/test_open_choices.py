@@ -217,5 +217,6 @@ def test_by_default_each_choice_is_the_plain_one() -> None:
     settled = {
         "form": "non-saturating", "discriminator_inputs": "as they are", "discriminator_steps": 1,
         "discriminator_rate": None, "first": "encoder", "independence": 0.0, "levels": None,
+        "levels_from": 0.0,
     }  # fmt: skip
     assert {name: exclusive[name] for name in settled} == settled
