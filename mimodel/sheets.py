@@ -10,6 +10,8 @@ from mimodel.data.pairs import LabelledImages
 from mimodel.readouts import MLP, Features, Reading, standardised
 
 _SHOWN = 9
+_TITLE = 0.15
+"""Inches above a row of a retrieval sheet."""
 _EMBEDDED = 2000
 """Test images in a t-SNE; more of them hide each other."""
 _COLOURS = {"shared": "tab:red", "exclusive": "tab:blue"}
@@ -27,10 +29,15 @@ def draw_retrieval_sheet(
     plt = _pyplot()
     train, test = data.split == "train", np.flatnonzero(data.split == "test")
     queries = np.random.default_rng(seed).choice(test, min(rows, len(test)), replace=False)
+    height, width = data.images.shape[2:]
+    panel = 0.8 if width <= height else 1.4  # inches; words need more than squares
     figure, axes = plt.subplots(
         len(queries) * len(features),
         _SHOWN + 1,
-        figsize=(8, 0.8 * len(queries) * len(features)),
+        figsize=(
+            panel * (_SHOWN + 1),
+            (panel * height / width + _TITLE) * len(queries) * len(features),
+        ),
         squeeze=False,
     )
     for index, (name, values) in enumerate(features.items()):
