@@ -152,10 +152,22 @@ def answers(network: Classifier, features: Features) -> Labels:
 
 
 def nearest_neighbours(x: Features, y: Labels, test: Features, neighbours: int) -> Labels:
-    """The majority of the classes `y` among the nearest rows of `x`, by Euclidean distance."""
-    from sklearn.neighbors import KNeighborsClassifier
+    """The majority of the classes `y` among the nearest rows of `x`, by Euclidean distance.
 
-    classes: Labels = KNeighborsClassifier(min(neighbours, len(x))).fit(x, y).predict(test)
+    Rows that are equal vote together: of a representation of few values, hundreds may lie at one
+    point, and whichever of them came first would answer for all.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    points, index = np.unique(x, axis=0, return_inverse=True)
+    votes = np.zeros((len(points), int(y.max()) + 1), np.int64)
+    np.add.at(votes, (index.ravel(), y), 1)
+    search = NearestNeighbors(n_neighbors=min(neighbours, len(points))).fit(points)
+    near = search.kneighbors(test, return_distance=False)
+    # All rows of a point at which there were fewer than `neighbours` before.
+    rows = votes.sum(1)[near]
+    counts = (rows.cumsum(1) - rows < neighbours)[..., None] * votes[near]
+    classes: Labels = counts.sum(1).argmax(1)
     return classes
 
 

@@ -25,10 +25,15 @@ def draw_retrieval_sheet(
     rows: int = 5,
     seed: int = 0,
 ) -> None:
-    """Figure 4 of the paper: queries, and the nearest test images by each representation."""
+    """Figure 4 of the paper: queries, and the nearest test images by each representation.
+
+    Which of those that are equally near are shown is drawn by the seed.
+    """
     plt = _pyplot()
     train, test = data.split == "train", np.flatnonzero(data.split == "test")
-    queries = np.random.default_rng(seed).choice(test, min(rows, len(test)), replace=False)
+    rng = np.random.default_rng(seed)
+    queries = rng.choice(test, min(rows, len(test)), replace=False)
+    test = rng.permutation(test)
     height, width = data.images.shape[2:]
     panel = 0.8 if width <= height else 1.4  # inches; words need more than squares
     figure, axes = plt.subplots(
@@ -44,7 +49,9 @@ def draw_retrieval_sheet(
         scaled = standardised(values, train)
         for query, row in zip(queries, axes[index * len(queries) :], strict=False):
             distance = ((scaled[test] - scaled[query]) ** 2).sum(1)
-            nearest = [one for one in test[distance.argsort()] if one != query][:_SHOWN]
+            nearest = [one for one in test[distance.argsort(kind="stable")] if one != query][
+                :_SHOWN
+            ]
             for axis in row:
                 axis.set_axis_off()
             for axis, sample in zip(row, [query, *nearest], strict=False):

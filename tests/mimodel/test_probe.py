@@ -20,7 +20,7 @@ from mimodel.probe import (
     retrieval_looks,
     retrieval_scores,
 )
-from mimodel.readouts import bootstrap_interval, fit_classifier
+from mimodel.readouts import bootstrap_interval, fit_classifier, nearest_neighbours
 
 
 def _clusters(count: int, *, planted: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -47,6 +47,38 @@ def test_the_classifier_reads_a_planted_factor_whatever_its_scale() -> None:
 def test_the_classifier_gets_chance_where_there_is_nothing() -> None:
     # Binomial, 400 answers at 1/4: standard deviation 0.022.
     assert abs(_accuracy(*_clusters(800, planted=False)) - 0.25) < 0.09
+
+
+@pytest.mark.parametrize("neighbours", [1, 5])
+def test_nearest_neighbours_are_those_of_another_implementation(neighbours: int) -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    features, labels = _clusters(400, planted=True)
+    features += np.random.default_rng(1).normal(size=features.shape).astype(np.float32) * 200
+    x, test = features[:300], features[300:]
+    theirs = KNeighborsClassifier(neighbours).fit(x, labels[:300]).predict(test)
+    ours = nearest_neighbours(x, labels[:300], test, neighbours)
+    np.testing.assert_array_equal(ours, theirs)
+    assert 0.5 < (ours == labels[300:]).mean() < 0.99
+
+
+@pytest.mark.parametrize("neighbours", [1, 5, 1000])
+def test_equal_rows_vote_together_in_whatever_order_they_come(neighbours: int) -> None:
+    """Sorted by class, as images of a data set are, with many rows at each of a few points."""
+    rng = np.random.default_rng(0)
+    labels = np.sort(rng.integers(3, size=600))
+    x = rng.integers(3, size=(600, 2)).astype(np.float32) ** 1.5
+    x[0] = 7  # one alone
+    test = np.concatenate([np.unique(x, axis=0), [[7.0, 6.9]]]).astype(np.float32)
+    expected = []
+    for query in test:
+        distance = np.linalg.norm(x - query, axis=1)
+        near = distance <= np.sort(distance)[min(neighbours, 600) - 1]
+        expected.append(np.bincount(labels[near]).argmax())
+    for order in (np.arange(600), np.arange(600)[::-1], rng.permutation(600)):
+        found = nearest_neighbours(x[order], labels[order], test, neighbours)
+        np.testing.assert_array_equal(found, expected)
+    assert len(set(expected)) > 1 or neighbours == 1000
 
 
 def test_bootstrap_agrees_with_the_normal_interval_of_independent_answers() -> None:

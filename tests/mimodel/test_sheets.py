@@ -108,6 +108,19 @@ def test_a_retrieval_sheet_shows_the_nearest_test_images_nearest_first(
     assert queries[0] != queries[1]
 
 
+def test_which_of_those_equally_near_are_shown_does_not_follow_their_order(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    """Images of a data set lie class by class, and a code of few values has many of them."""
+    features = {"exclusive": np.zeros((90, 1), np.float32)}
+    sheets.draw_retrieval_sheet(features, _levels(90), tmp_path / "sheet.png", rows=2)
+    for row in np.array(drawn[0].axes).reshape(2, 10):
+        query, *found = _shown(list(row), 90)
+        assert query not in found
+        assert len(set(found)) == 9
+        assert min(found) < 30 < 60 < max(found)
+
+
 def test_one_query_and_one_representation_are_a_sheet_too(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
