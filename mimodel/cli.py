@@ -41,11 +41,12 @@ class DataName(StrEnum):
 
 
 class StudyName(StrEnum):
-    """The paper's experiments, a variant, stand-ins; the keys of `mimodel.studies.STUDIES`."""
+    """The paper's experiments, variants, stand-ins; the keys of `mimodel.studies.STUDIES`."""
 
     MNIST = "mnist"
     MNIST_STANDARDISED = "mnist-standardised"
     SHAPES3D = "shapes3d"
+    SHAPES3D_STANDARDISED = "shapes3d-standardised"
     IAM = "iam"
     WRITER_DIGITS = "writer-digits"
     FONT_WORDS = "font-words"

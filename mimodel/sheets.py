@@ -49,9 +49,8 @@ def draw_retrieval_sheet(
         scaled = standardised(values, train)
         for query, row in zip(queries, axes[index * len(queries) :], strict=False):
             distance = ((scaled[test] - scaled[query]) ** 2).sum(1)
-            nearest = [one for one in test[distance.argsort(kind="stable")] if one != query][
-                :_SHOWN
-            ]
+            order = distance.argsort(kind="stable")
+            nearest = [one for one in test[order] if one != query][:_SHOWN]
             for axis in row:
                 axis.set_axis_off()
             for axis, sample in zip(row, [query, *nearest], strict=False):

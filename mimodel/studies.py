@@ -69,13 +69,13 @@ def _both_stages(name: str, method: str) -> Arm:
     )
 
 
-def _standardised() -> Arm:
+def _standardised(method: str, *, gamma: float, exclusive: tuple[str, ...]) -> Arm:
     """Ours: the distance is not met by a representation's scale, independence needs no adversary,
     and E has no room for what it does not need (docs/design/0009, 0012 and 0013)."""
-    shared, exclusive = _both_stages(_OURS, "colored-mnist").stages
-    apart = ("method.distance_inputs=standardised", "method.gamma=3")
-    alone = ("method.independence=300", "method.levels=3")
-    return Arm(_OURS, (replace(shared, overrides=apart), replace(exclusive, overrides=alone)))
+    first, second = _both_stages(_OURS, method).stages
+    apart = ("method.distance_inputs=standardised", f"method.gamma={gamma:g}")
+    alone = ("method.independence=300", *exclusive)
+    return Arm(_OURS, (replace(first, overrides=apart), replace(second, overrides=alone)))
 
 
 def _ablation(name: str, *overrides: str) -> Arm:
@@ -218,10 +218,26 @@ STUDIES: Mapping[str, Study] = {
     "mnist-standardised": Study(
         "Colored-MNIST, with representations standardised where they are compared",
         "colored-mnist",
-        (_standardised(),),
+        (_standardised("colored-mnist", gamma=3, exclusive=("method.levels=3",)),),
         _MNIST.published,
     ),
     "shapes3d": _SHAPES3D,
+    "shapes3d-standardised": Study(
+        "3D Shapes, with representations standardised where they are compared",
+        "shapes3d",
+        (
+            _standardised(
+                "shapes3d",
+                gamma=1,
+                exclusive=(
+                    "method.levels=4",
+                    "method.levels_from=0.5",
+                    "method.representation=16",
+                ),
+            ),
+        ),
+        _SHAPES3D.published,
+    ),
     "iam": _IAM,
     "writer-digits": Study(
         "Writer digits, a stand-in for IAM", "writer-digits", (_both_stages(_OURS, "words"), _VAE)
