@@ -163,6 +163,12 @@ def leakage_matrix(
     train, test = data.split == "train", data.split == "test"
     if not train.any() or not test.any():
         raise DataError(f"{train.sum()} training and {test.sum()} test images; both are needed")
+    single = [name for name, labels in data.factors.items() if len(np.unique(labels[train])) < 2]
+    if single:
+        raise DataError(
+            f"all {train.sum()} training images have one {' and one '.join(single)}, so nothing "
+            "can be learnt of it; give more images"
+        )
     readings: list[Reading] = []
     group = np.arange(len(data.split)) if data.group is None else data.group
     for factor, labels in data.factors.items():

@@ -51,6 +51,8 @@ def bounded(scores: Float[Tensor, "*draw"], bound: float | None) -> Float[Tensor
 
 
 AdversarialForm = Literal["non-saturating", "saturating"]
+LEAST_SAMPLES = 4
+"""Of which a dependence can be estimated."""
 
 
 def adversarial_term(fake: Float[Tensor, " batch"], form: AdversarialForm) -> Float[Tensor, ""]:
@@ -78,7 +80,7 @@ def discriminator_loss(
 
 def dependence(s: Float[Tensor, "batch dim"], e: Float[Tensor, "batch own"]) -> Float[Tensor, ""]:
     """How far S and E are from independent: the unbiased estimate of the Hilbert-Schmidt
-    independence criterion (Song et al. 2012, equation 5), for a batch of at least 4.
+    independence criterion (Song et al. 2012, equation 5), for a batch of at least `LEAST_SAMPLES`.
 
     Its expectation is 0 if and only if they are independent. Kernels are Gaussian, of the mean
     squared difference over the dimensions, so representations of deviation 1 are to be given.

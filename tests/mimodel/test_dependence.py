@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from mimodel.config import load_config
+from mimodel.errors import ConfigError
 from mimodel.methods.configs import ExclusiveStageConfig
 from mimodel.methods.infomax import ExclusiveStage
-from mimodel.objectives import dependence
+from mimodel.objectives import LEAST_SAMPLES, dependence
 from tests.mimodel.test_exclusive import _batch, make_shared
 
 
@@ -83,3 +85,14 @@ def test_without_a_weight_there_is_no_such_term(tmp_path: Path, weight: float) -
     stage = config.build(len(artifact.spec.bands), artifact.spec.encoder.image_size).double()
     terms = stage.train().objective(stage.players[0], _batch(), Generator().manual_seed(4))
     assert ("dependence" in terms) == (weight > 0)
+
+
+def test_a_batch_too_small_for_it_is_refused_before_training() -> None:
+    least = torch.randn(LEAST_SAMPLES, 2).double()
+    assert torch.isfinite(dependence(least, least))
+    method = "method={name: infomax-exclusive, shared: run, independence: 1}"
+    data = "data={name: sentinel2, cube: x}"
+    with pytest.raises(ConfigError, match=r"at least 4 pairs; raise training\.batch_size"):
+        load_config([], [data, method, "training.batch_size=3"])
+    load_config([], [data, method, "training.batch_size=4"])
+    load_config([], [data, method.replace("1}", "0}"), "training.batch_size=3"])

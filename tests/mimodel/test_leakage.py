@@ -208,6 +208,14 @@ def test_figures_are_written_for_people_and_for_programs(tmp_path: Path) -> None
     assert "| shared | *ideal* | 100.00 | 0 |" in text
 
 
+def test_a_factor_of_one_value_is_an_error() -> None:
+    data = _data(np.random.default_rng(0))
+    factor = next(iter(data.factors))
+    data.factors[factor][data.split == "train"] = 1
+    with pytest.raises(DataError, match=f"training images have one {factor}, .* give more images"):
+        leakage_matrix("made", {}, data, iterations=1, seed=0, report=lambda _: None)
+
+
 def test_one_split_alone_is_an_error() -> None:
     data = _data(np.random.default_rng(0))
     data.split[:] = "train"

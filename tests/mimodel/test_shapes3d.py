@@ -209,6 +209,31 @@ def test_images_of_an_h5_are_unpacked_as_they_are(
     index = torch.tensor([63, 0, 25, 25, 7])
     images = np.random.default_rng(0).integers(0, 256, (64, 64, 64, 3), np.uint8)
     np.testing.assert_array_equal(UnpackedImages(to, TINY).at(index), images[index])
+
+
+def test_images_are_held_whole_where_they_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h5, to = tmp_path / "tiny.h5", tmp_path / "tiny.npy"
+    unpack_h5(h5, to, print, truth=TINY, digest=write_h5(h5))
+    monkeypatch.setattr(shapes3d, "_BLOCK", 7)
+    monkeypatch.setattr(shapes3d, "_has_room", lambda *_: True)
+    held, index = UnpackedImages(to, TINY), torch.arange(64).flip(0)
+    monkeypatch.delattr(held, "_images")  # nothing is read any more
+    images = np.random.default_rng(0).integers(0, 256, (64, 64, 64, 3), np.uint8)
+    np.testing.assert_array_equal(held.at(index), images[index])
+
+
+def test_a_gpu_holds_what_leaves_as_much_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2000, 3000))
+    assert shapes3d._has_room("cuda:0", 999)
+    assert not shapes3d._has_room("cuda:0", 1000)
+    assert not shapes3d._has_room("cpu", 1)
+
+
+def test_an_unpacked_file_that_is_of_other_images_is_refused(tmp_path: Path) -> None:
+    h5, to = tmp_path / "tiny.h5", tmp_path / "tiny.npy"
+    unpack_h5(h5, to, print, truth=TINY, digest=write_h5(h5))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["SHA256SUMS", "tiny.h5", "tiny.npy"]
     with pytest.raises(DataError, match="unpack again"):
         UnpackedImages(to)
