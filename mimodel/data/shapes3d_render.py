@@ -16,7 +16,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,10 @@ def _stage(scale: int, shape: int) -> Iterator[_Stage]:
 
 def _mujoco() -> Any:
     """The package, which picks its OpenGL when it is imported."""
+    with suppress(ImportError):
+        # Mesa's OpenGL and triton bring an LLVM each, and triton's must be loaded first: else the
+        # process dies when torch compiles something after a rendering.
+        import triton  # noqa: F401
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")
     try:

@@ -354,6 +354,17 @@ def test_without_opengl_a_sentence_says_what_to_install() -> None:
 
 
 @pytest.mark.usefixtures("opengl")
+def test_torch_can_compile_after_a_rendering() -> None:
+    pytest.importorskip("triton", reason="this torch came without triton")
+    code = (
+        "from mimodel.data import shapes3d_render as scene\n"
+        "scene.render_view(0, 0, 0)\n"
+        "import triton\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.usefixtures("opengl")
 @pytest.mark.parametrize(
     "factors", [(1, 8, 3, 0, 0, 0), (4, 6, 9, 7, 1, 9), (0, 5, 2, 4, 2, 14), (7, 3, 0, 6, 3, 7)]
 )
