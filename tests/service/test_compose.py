@@ -141,10 +141,17 @@ def test_the_proxy_fits_the_limits_of_the_service(compose: dict[str, Any]) -> No
     )
     assert limit << 20 > defaults["max_body_bytes"]
     assert patience > defaults["answer_seconds"]
-    grace = int(compose["services"]["service"]["stop_grace_period"].removesuffix("s"))
+    grace, of_proxy = (
+        int(compose["services"][name]["stop_grace_period"].removesuffix("s"))
+        for name in ("service", "proxy")
+    )
     settings = Settings.model_construct()
     # The last connections have a few seconds to say what they want.
     assert grace > settings.notice_seconds + settings.drain_seconds + 5
+    # The proxy ends first, and only on this signal with what it has begun.
+    assert compose["services"]["proxy"]["depends_on"].keys() == {"service"}
+    assert of_proxy >= grace
+    assert compose["services"]["proxy"]["stop_signal"] == "SIGQUIT"
     # One client cannot fill the disk of the proxy, neither by bodies nor by answers.
     (disk,) = compose["services"]["proxy"]["tmpfs"]
     size, connections = (
