@@ -30,6 +30,9 @@ _OR_ELSE = {
 KEY_SCHEME = HTTPBearer(scheme_name="key", description="A key of this service.", auto_error=False)
 """A dependency that has the document say how a key is sent; it lets all pass."""
 
+GET_AND_HEAD = ["GET", "HEAD"]
+"""Methods of what monitors ask for, many of which want the status alone."""
+
 UPLOAD_STATUSES = (400, 406, 408, 413, 415, 422, 503)
 """Errors of every route that takes pixels."""
 
