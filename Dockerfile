@@ -13,6 +13,7 @@ COPY s2pairs ./s2pairs
 COPY mimodel ./mimodel
 COPY service ./service
 COPY crossmi ./crossmi
+COPY configs ./configs
 RUN uv venv --python /usr/local/bin/python /opt/crossmi
 
 FROM build AS build-service
@@ -38,6 +39,8 @@ FROM base AS workbench
 COPY --from=build-workbench /opt/crossmi /opt/crossmi
 USER 10001
 WORKDIR /work
+# For commands that name them as the documents do: --config configs/method/infomax.yaml
+COPY configs ./configs
 CMD ["mimodel", "--help"]
 
 # The last stage is what `docker build .` makes.

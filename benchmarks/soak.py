@@ -2,9 +2,10 @@
 
     python -m benchmarks.soak --minutes 10 --clients 4
 
-Two services, of the encoders that are trained for real: one of 64 x 64 patches with an index, one
-of 9 x 9 pixels, whose maps keep features. Every image is a new one, so that caches fill and must
-let go; and now and then another artifact takes the place of each.
+Two services, of encoders of the sizes that are trained for real, untrained: one of 64 x 64 patches
+with an index and under small limits, one of 9 x 9 pixels, whose maps keep features. Every image is
+a new one, so that caches fill and must let go; and now and then another artifact takes the place
+of each.
 
 Ends with exit code 1 if a request had no answer, a good one any but 200, or a hostile one any but a
 4xx; if a kind of request was hardly asked, a reload failed or none was done; or if memory grew.

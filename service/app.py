@@ -11,7 +11,7 @@ from service.errors import NotReadyError, install_handlers
 from service.kserve import kserve_routes
 from service.metrics import MEDIA_TYPE
 from service.observing import Observed
-from service.openapi import describe, operation
+from service.openapi import GET_AND_HEAD, describe, operation
 from service.page import page_routes
 from service.pixels import pixel_routes
 from service.schemas import HeadSummary, Health, ModelsAnswer, ModelSummary
@@ -58,12 +58,16 @@ def create_app(
 def _state_routes(engine: Engine) -> APIRouter:
     routes = APIRouter(tags=["state"])
 
+    # The route of both methods comes first and answers. It stays out of the document, where HEAD
+    # would be a second operation of the same name; the other is there to be described.
     @routes.get("/healthz")
+    @routes.api_route("/healthz", methods=GET_AND_HEAD, include_in_schema=False)
     async def healthz() -> Health:
         """Whether the process answers."""
         return Health(status="ok")
 
     @routes.get("/readyz", **operation(503))
+    @routes.api_route("/readyz", methods=GET_AND_HEAD, include_in_schema=False)
     async def readyz() -> Health:
         """Whether the model is loaded and warmed up."""
         if engine.draining:

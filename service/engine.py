@@ -30,6 +30,7 @@ from service.errors import BusyError, SlowAnswerError
 from service.images import Images
 from service.memory import give_back
 from service.metrics import Metrics
+from service.openapi import KEY_SCHEME
 from service.patches import Patches
 from service.queries import PixelQuery
 from service.rates import Rates
@@ -151,7 +152,8 @@ class Engine:
         self.ready = False
         self.draining = False
         guarded = bool(settings.keys or settings.max_rate)
-        self.guards = [Depends(self._admit)] if guarded else []
+        described = [Depends(KEY_SCHEME)] if settings.keys else []
+        self.guards = [*described, Depends(self._admit)] if guarded else []
         """Dependencies of every route that is not open to all."""
         self.guard_statuses = (401,) * bool(settings.keys) + (429,) * bool(settings.max_rate)
         """What these may answer, for the OpenAPI document."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 
 from service.decode import Expected
@@ -25,6 +26,12 @@ _OR_ELSE = {
     "query": " With `row` and `col`, an image (band, row, column). With `patch`, nothing.",
 }
 """What else the body of such an upload may be."""
+
+KEY_SCHEME = HTTPBearer(scheme_name="key", description="A key of this service.", auto_error=False)
+"""A dependency that has the document say how a key is sent; it lets all pass."""
+
+GET_AND_HEAD = ["GET", "HEAD"]
+"""Methods of what monitors ask for, many of which want the status alone."""
 
 UPLOAD_STATUSES = (400, 406, 408, 413, 415, 422, 503)
 """Errors of every route that takes pixels."""

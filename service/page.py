@@ -11,7 +11,7 @@ from service.answers import bytes_answer
 from service.decode import Reflectance, decode_image
 from service.engine import Engine
 from service.formats import PNG
-from service.openapi import UPLOAD_STATUSES, operation
+from service.openapi import GET_AND_HEAD, UPLOAD_STATUSES, operation
 from service.queries import PixelQuery
 from service.render import png
 from service.requests import answer_type
@@ -63,7 +63,7 @@ def page_routes(engine: Engine) -> APIRouter:
 def _add_file(routes: APIRouter, path: str, name: str, media_type: str) -> None:
     content = files("service").joinpath("web", name).read_bytes()
 
-    @routes.get(path, include_in_schema=False)
+    @routes.api_route(path, methods=GET_AND_HEAD, include_in_schema=False)
     def file() -> Response:
         return Response(content, media_type=media_type, headers=_HEADERS)
 

@@ -86,10 +86,18 @@ class SimilarityQuery(PixelQuery):
     """An image, and what in it is asked about: a pixel, several, or those of a polygon."""
 
     row: int | None = Field(
-        None, ge=0, le=65535, description="Row of the query pixel, from 0 at the top."
+        None,
+        ge=0,
+        le=65535,
+        examples=[2],  # with that of `col` a pixel of the document's image, whatever the model
+        description="Row of the query pixel, from 0 at the top.",
     )
     col: int | None = Field(
-        None, ge=0, le=65535, description="Column of the query pixel, from 0 at the left."
+        None,
+        ge=0,
+        le=65535,
+        examples=[5],
+        description="Column of the query pixel, from 0 at the left.",
     )
     pixel: list[Annotated[str, Field(pattern=_PIXEL_PATTERN)]] = Field(
         [],

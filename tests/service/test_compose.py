@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +142,17 @@ def test_the_proxy_fits_the_limits_of_the_service(compose: dict[str, Any]) -> No
     )
     assert limit << 20 > defaults["max_body_bytes"]
     assert patience > defaults["answer_seconds"]
-    grace = int(compose["services"]["service"]["stop_grace_period"].removesuffix("s"))
+    grace, of_proxy = (
+        int(compose["services"][name]["stop_grace_period"].removesuffix("s"))
+        for name in ("service", "proxy")
+    )
     settings = Settings.model_construct()
     # The last connections have a few seconds to say what they want.
     assert grace > settings.notice_seconds + settings.drain_seconds + 5
+    # The proxy ends first, and only on this signal with what it has begun.
+    assert compose["services"]["proxy"]["depends_on"].keys() == {"service"}
+    assert of_proxy >= grace
+    assert compose["services"]["proxy"]["stop_signal"] == "SIGQUIT"
     # One client cannot fill the disk of the proxy, neither by bodies nor by answers.
     (disk,) = compose["services"]["proxy"]["tmpfs"]
     size, connections = (
@@ -171,7 +179,31 @@ def test_the_images_run_their_commands_without_root(compose: dict[str, Any]) -> 
     assert "ENV CROSSMI_ARTIFACT=/models/artifact" in last
     # A read-only container can write no bytecode, so it comes with the image.
     assert re.search(r"^ENV UV_COMPILE_BYTECODE=1$.*^RUN uv", by_name["build"], re.M | re.S)
-    copied = set(re.findall(r"^COPY (\w+) \./\w+$", by_name["build"], re.MULTILINE))
-    packages = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
-    assert packages
-    assert copied == set(re.findall(r'"(\w+)"', packages[1]))
+    # A wheel is made of what the build stage has, and where a part is missing, without a word.
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    parts = wheel["targets"]["wheel"]
+    assert folders_copied(by_name["build"]) == {*parts["packages"], *parts["shared-data"]}
+
+
+def folders_copied(stage: str) -> set[str]:
+    """Folders of this repository that a stage of the Dockerfile has under their own names."""
+    return set(re.findall(r"^COPY (\w+) \./\1$", stage, re.MULTILINE))
+
+
+def test_jupyter_opens_on_the_notebooks(compose: dict[str, Any]) -> None:
+    """And a command there finds the configurations, in the image as beside the volume."""
+    container = compose["services"]["notebook"]
+    opened = next(
+        part.partition("=")[2] for part in container["command"] if "--notebook-dir" in part
+    )
+    mounts = [mount.split(":") for mount in container["volumes"]]
+    assert ["work", opened] in mounts
+    for name, pattern in (("notebooks", "*.ipynb"), ("configs", "method/*.yaml")):
+        assert [f"./{name}", f"{opened}/{name}", "ro"] in mounts
+        assert list((ROOT / name).glob(pattern))
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    (workbench,) = (
+        stage for stage in dockerfile.split("\nFROM ") if stage.startswith("base AS workbench\n")
+    )
+    assert f"WORKDIR {opened}\n" in workbench
+    assert folders_copied(workbench) == {"configs"}

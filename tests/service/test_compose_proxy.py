@@ -15,7 +15,7 @@ import pytest
 
 from tests.service.conftest import ROOT, Running
 from tests.service.test_compose_programs import PATCH, free_port, healthy, own_check, program
-from tests.service.test_http import NPY, refused
+from tests.service.test_http import MONITORED, NPY, refused
 from tests.service.test_operation import eventually
 
 _WAITED = ("header", "body")
@@ -57,6 +57,7 @@ def test_the_proxy_passes_on_what_is_good(proxied: str) -> None:
     answer = httpx.post(f"{proxied}/embed", content=PATCH, headers=NPY, timeout=60)
     assert answer.status_code == 200
     assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-ID"])
+    assert [httpx.head(proxied + path).status_code for path in MONITORED] == [200, 200, 200]
 
 
 def test_the_proxy_is_well_by_its_own_check(compose: dict[str, Any], proxied: str) -> None:

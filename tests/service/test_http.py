@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -23,6 +24,7 @@ from tests.service.conftest import Running
 NPY = {"Content-Type": "application/x-npy"}
 TIFF = {"Content-Type": "image/tiff"}
 JSON = {"Content-Type": "application/json"}
+MONITORED = ("/", "/healthz", "/readyz")
 AS_NPY = {"Accept": "application/x-npy"}
 
 Patches = npt.NDArray[np.float32]
@@ -342,4 +344,22 @@ def test_other_paths_and_methods_are_problems_too(client: httpx.Client) -> None:
     answer = client.get("/embed")
     refused(answer, 405)
     assert answer.headers["Allow"] == "POST"
-    refused(client.delete("/healthz"), 405)
+    for path in MONITORED:
+        answer = client.delete(path)
+        refused(answer, 405)
+        assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD"}
+
+
+def test_monitors_may_ask_for_the_status_alone(client: httpx.Client) -> None:
+    """By HEAD, whose answer is that of GET without its body (RFC 9110)."""
+    for path in MONITORED:
+        whole, head = client.get(path), client.head(path)
+        assert head.status_code == whole.status_code == 200
+        for name in ("Content-Length", "Content-Type"):
+            assert head.headers[name] == whole.headers[name]
+        # As it comes: httpx reads no body after HEAD, whether there is one or not.
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as asking:
+            asking.sendall(f"HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            assert asking.makefile("rb").read().endswith(b"\r\n\r\n")
+    document = client.get("/openapi.json").json()
+    assert [list(document["paths"][path]) for path in ("/healthz", "/readyz")] == 2 * [["get"]]

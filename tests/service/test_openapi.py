@@ -20,9 +20,13 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from mimodel.artifact import Artifact
+from service.app import create_app
+from service.settings import Settings
 from tests.service.bodies import npy_bytes
 from tests.service.conftest import Running
 from tests.service.test_http import NPY
+from tests.service.test_load import app_in_a_thread
 
 CHECKS = [
     not_a_server_error,
@@ -48,17 +52,23 @@ def model_name(service: Running) -> str:
 def test_every_example_runs(
     client: httpx.Client, document: dict[str, Any], model_name: str
 ) -> None:
-    queries = {"/similarity": {"row": 3, "col": 60, "stride": 8}}
+    """Sent with what the document has for their parameters, and nothing else."""
     ran = []
     for path, operations in document["paths"].items():
-        body = operations.get("post", {}).get("requestBody", {"content": {}})
+        operation = operations.get("post", {})
+        body = operation.get("requestBody", {"content": {}})
+        queries = {
+            one["name"]: one["schema"]["examples"][0]
+            for one in operation.get("parameters", [])
+            if one["in"] == "query" and "examples" in one["schema"]
+        }
         for media_type, described in body["content"].items():
             for example in described.get("examples", {}).values():
                 name = example["$ref"].rsplit("/", 1)[1]
                 value = document["components"]["examples"][name]["value"]
                 answer = client.post(
                     path.format(name=model_name),
-                    params=queries.get(path),
+                    params=queries,
                     content=json.dumps(value),
                     headers={"Content-Type": media_type},
                 )
@@ -87,6 +97,29 @@ def test_what_is_declared_is_what_can_happen(document: dict[str, Any]) -> None:
             if status != "200"
         )
     assert "401" not in json.dumps(document["paths"])  # no key is set
+
+
+@pytest.mark.parametrize("key", ["k" * 16, None])
+def test_what_wants_a_key_says_so(artifact: Artifact, key: str | None) -> None:
+    """Of the document alone a generated client learns where to send its key, and where not."""
+    app = create_app(artifact, Settings.model_validate({"api_key": key, "max_rate": 1000.0}))
+    said: dict[tuple[str, str], bool] = {}
+    found: dict[tuple[str, str], bool] = {}
+    with app_in_a_thread(app) as client:
+        document = client.get("/openapi.json").json()
+        schemes = document["components"].get("securitySchemes", {})
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                named = [name for one in operation.get("security", []) for name in one]
+                assert set(named) <= set(schemes)
+                said[path, method] = bool(named)
+                asked = re.sub(r"{\w+}", "0", path)
+                found[path, method] = client.request(method, asked).status_code == 401
+    assert said == found
+    assert any(said.values()) == (key is not None)
+    assert [(one["type"], one["scheme"]) for one in schemes.values()] == (
+        [("http", "bearer")] if key else []
+    )
 
 
 def test_errors_do_not_say_again_what_was_sent(
