@@ -6,10 +6,13 @@ import threading
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
+import rioxarray
 import xarray as xr
 from PIL import Image
 
@@ -18,7 +21,9 @@ from mimodel.artifact import Artifact
 from mimodel.similarity import similarity_map
 from s2pairs.bands import reflectance_from_stored
 from s2pairs.cube import Cube
+from tests.service.bodies import geotiff_bytes
 from tests.service.conftest import Running
+from tests.service.test_http import TIFF
 
 BANDS = ("B04", "B03", "B02", "B08")
 _TOLERANCE = 5e-3
@@ -94,6 +99,38 @@ def test_every_form_of_the_same_pixels_has_the_same_vectors(
     one = client.embed(looks[0, 0])
     assert one.shared.dims == ("shared_dimension",)
     np.testing.assert_allclose(one.shared, expected[0], atol=_TOLERANCE)
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # affine, of rioxarray
+def test_bands_of_a_geotiff_are_those_that_it_describes(
+    client: crossmi.Client, service: Running, looks: xr.DataArray, tmp_path: Path
+) -> None:
+    """Opened by rioxarray as well as sent as it is."""
+    patch = looks[0, 0]
+    expected = client.embed(patch).shared.values
+
+    def written(pixels: xr.DataArray, *descriptions: str) -> Path:
+        path = tmp_path / "patch.tif"
+        path.write_bytes(geotiff_bytes(pixels.values, descriptions))
+        return path
+
+    file = written(patch[[2, 3, 0, 1]], "B02", "B8", "b04", "B03")
+    sent = httpx.post(f"{service.url}/embed", content=file.read_bytes(), headers=TIFF).json()
+    np.testing.assert_allclose(sent["shared"][0], expected, atol=_TOLERANCE)
+    with rioxarray.open_rasterio(file) as opened:
+        found = client.embed(opened).shared
+        np.testing.assert_allclose(found, expected, atol=_TOLERANCE)
+        # The names of all stay behind where bands are chosen: they are no longer believed.
+        chosen = client.embed(opened.sel(band=[3, 4, 1, 2])).shared
+        np.testing.assert_allclose(chosen, expected, atol=_TOLERANCE)
+        some = opened.assign_attrs(long_name=("B02", "B08", None, "B03"))
+        for other in (some, opened.assign_attrs(long_name="reflectance")):
+            plain = client.embed(other).shared.values
+            np.testing.assert_allclose(plain, client.embed(opened.values).shared, atol=_TOLERANCE)
+            assert np.abs(plain - expected).max() > 10 * _TOLERANCE
+    with rioxarray.open_rasterio(written(patch[:1], "B4")) as opened:
+        with pytest.raises(crossmi.ServiceError, match="band B03, B02, B08 is missing"):
+            client.embed(opened)
 
 
 def test_a_grid_of_an_image(client: crossmi.Client, artifact: Artifact) -> None:
