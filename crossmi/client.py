@@ -171,7 +171,8 @@ class Client:
             "row": row,
             "col": col,
             "pixel": [f"{at[0]},{at[1]}" for at in pixels] or None,
-            "polygon": [f"{at[0]},{at[1]}" for at in polygon] or None,
+            # Millionths of a pixel are as fine as the service reads.
+            "polygon": [f"{at[0]:.6f},{at[1]:.6f}" for at in polygon] or None,
             "mode": mode,
             "stride": stride,
         }

@@ -178,6 +178,17 @@ def test_a_map_keeps_the_coordinates_of_its_image(
     assert client.similarity(image, row=40, col=50, mode="fast").shape == (70, 80)
 
 
+def test_corners_may_have_any_digits(client: crossmi.Client) -> None:
+    """More than the service reads, or an exponent."""
+    pixels = np.random.default_rng(1).uniform(0, 0.4, (4, 64, 64)).astype(np.float32)
+    corners = [(-1e-5, 10 - 1 / 3), (-1e-5, 11 + 1 / 3), (1 + 1 / 3, np.float32(31 / 3))]
+    found = client.similarity(pixels, polygon=corners)
+    assert found.attrs["queries"] == "2 of 2"
+    np.testing.assert_allclose(
+        found, client.similarity(pixels, pixels=[(0, 10), (0, 11)]), atol=1e-6
+    )
+
+
 def test_models(client: crossmi.Client, artifact: Artifact) -> None:
     (model,) = client.models()
     assert model["artifact"]["digest"] == artifact.digest
