@@ -21,9 +21,11 @@ from mimodel.artifact import Artifact
 from mimodel.similarity import similarity_map
 from s2pairs.bands import reflectance_from_stored
 from s2pairs.cube import Cube
+from service.settings import Settings
 from tests.service.bodies import geotiff_bytes
 from tests.service.conftest import Running
 from tests.service.test_http import TIFF
+from tests.service.test_load import in_a_thread
 
 BANDS = ("B04", "B03", "B02", "B08")
 _TOLERANCE = 5e-3
@@ -256,6 +258,20 @@ def test_arrays_that_cannot_be_meant(client: crossmi.Client, pixels: Pixels, say
     with pytest.raises(crossmi.ArrayError, match="one image"):
         client.similarity(xr.DataArray(np.zeros((2, 4, 64, 64)), dims=("date", "band", "y", "x")),
                           row=0, col=0)  # fmt: skip
+
+
+def test_a_key_opens_a_service_that_wants_one(artifact: Artifact, looks: xr.DataArray) -> None:
+    key = "correct-horse-battery-staple"
+    settings = Settings.model_validate({"api_key": key})
+    with in_a_thread(artifact, settings) as served:
+        url = str(served.base_url)
+        with crossmi.Client(url, key=key) as client:
+            assert client.embed(looks[0, 0]).attrs["digest"] == artifact.digest
+        for other in (None, "", key[:-1], key.upper()):
+            with crossmi.Client(url, key=other) as client:
+                with pytest.raises(crossmi.ServiceError, match="send a key") as error:
+                    client.embed(looks[0, 0])
+                assert error.value.status == 401
 
 
 def test_nobody_there() -> None:
