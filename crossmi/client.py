@@ -41,7 +41,8 @@ class Client:
     Pixels are reflectance as floats, NaN where there is no data; or integers, of which `scale`,
     `offset` and `nodata` say how they become reflectance (a DataArray may say so in its CF
     attributes). `bands` names the bands in their order; a DataArray names them by its coordinate
-    `band`. Without names they are the model's.
+    `band`, or, where that counts 1 to N, by its attribute `long_name`, as rioxarray gives the band
+    descriptions of a GeoTIFF. Without names they are the model's.
 
     Every method raises `ServiceError` where the service refuses, `UnreachableError` where nothing
     answers, and `ArrayError` where an array cannot be meant.
@@ -170,7 +171,8 @@ class Client:
             "row": row,
             "col": col,
             "pixel": [f"{at[0]},{at[1]}" for at in pixels] or None,
-            "polygon": [f"{at[0]},{at[1]}" for at in polygon] or None,
+            # Millionths of a pixel are as fine as the service reads.
+            "polygon": [f"{at[0]:.6f},{at[1]:.6f}" for at in polygon] or None,
             "mode": mode,
             "stride": stride,
         }

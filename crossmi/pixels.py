@@ -1,5 +1,6 @@
 """From arrays as they are given to what is sent: patches in batches, or an image."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,6 +15,7 @@ from crossmi.errors import ArrayError
 _BATCH = 64
 """Patches of one request; 4 MB of float32 where the model reads four bands."""
 _PIXEL_DIMS = ("band", "y", "x")
+_SENTINEL2_NAME = re.compile(r"B(0?[1-9]|1[0-2]|8A)")
 
 Array = npt.NDArray[Any] | xr.DataArray
 
@@ -131,9 +133,9 @@ def _parameters(
     offset: float | None,
     nodata: float | None,
 ) -> dict[str, str | float]:
-    """Query parameters; what is not given may be a CF attribute."""
-    if bands is None and "band" in array.coords and array.coords["band"].dtype.kind in "UTO":
-        bands = [str(name) for name in np.atleast_1d(array.coords["band"].values)]
+    """Query parameters; what is not given may be a coordinate or a CF attribute."""
+    if bands is None and "band" in array.coords:
+        bands = _band_names(array)
     scaling = (array.attrs.get("scale_factor", 1), array.attrs.get("add_offset", 0))
     # A scale of 1 stands on every raster that was read as it lies: it tells nothing of reflectance.
     if array.dtype.kind in "iu" and scale is None and scaling != (1, 0):
@@ -144,3 +146,20 @@ def _parameters(
     said = {"scale": scale, "offset": offset, "nodata": nodata}
     named: dict[str, str | float] = {"bands": ",".join(bands)} if bands is not None else {}
     return named | {name: value for name, value in said.items() if value is not None}
+
+
+def _band_names(array: xr.DataArray) -> list[str] | None:
+    """Those of the coordinate `band`; where it counts 1 to N, those of `long_name`, B4 as B04.
+
+    rioxarray so gives the band descriptions of a GeoTIFF.
+    """
+    band = array.coords["band"].values
+    if band.dtype.kind in "UTO":
+        return [str(name) for name in np.atleast_1d(band)]
+    described = np.atleast_1d(array.attrs.get("long_name", ()))
+    # Bands that are chosen or put in another order keep their numbers, beside the names of all.
+    if not np.array_equal(band, np.arange(1, len(described) + 1)):
+        return None
+    matches = [_SENTINEL2_NAME.fullmatch(str(text).strip().upper()) for text in described]
+    names = [f"B{match[1].zfill(2)}" for match in matches if match]
+    return names if len(names) == len(described) else None

@@ -212,13 +212,17 @@ class Engine:
                 yield
 
     @asynccontextmanager
-    async def upload(self, request: Request) -> AsyncIterator[Upload]:
+    async def upload(
+        self, request: Request, media_type: str | None = None
+    ) -> AsyncIterator[Upload]:
         """The body of a request, which has a place in the queue until the answer is there.
+
+        Of `media_type`, or of the one that the request says.
 
         `BusyError` if there is none: a body that nobody can work on is not taken into memory.
         `SlowAnswerError` if the answer is not there in time, `GoneError` if nobody waits for it.
         """
-        upload = Upload(b"", media_type_of(request))
+        upload = Upload(b"", media_type or media_type_of(request))
 
         def hold(count: int) -> None:
             if self._body_bytes + count > self.settings.max_waiting_bytes:

@@ -15,6 +15,14 @@ class InferParameters(PixelQuery):
     binary_data_output: Literal[False] = False
 
 
+class InferTensorParameters(BaseModel):
+    """Tensors are JSON, in a request and in its answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    binary_data: Literal[False] = False
+
+
 class InferTensor(BaseModel):
     """The pixels, in the only input that there is."""
 
@@ -26,17 +34,10 @@ class InferTensor(BaseModel):
         min_length=4, max_length=4, description="(N, band, row, column)."
     )
     datatype: Datatype
+    parameters: InferTensorParameters | None = None
     data: FlatData | PatchesLists = Field(
         description="All values row by row, flat or as nested lists; null is no data."
     )
-
-
-class InferOutputParameters(BaseModel):
-    """Tensors are answered as JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    binary_data: Literal[False] = False
 
 
 class InferOutput(BaseModel):
@@ -45,7 +46,7 @@ class InferOutput(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: Annotated[str, Field(max_length=100)]
-    parameters: InferOutputParameters | None = None
+    parameters: InferTensorParameters | None = None
 
 
 class InferBody(BaseModel):

@@ -109,6 +109,7 @@ def _request_body(upload: str) -> dict[str, Any]:
         examples = {"infer": {"$ref": "#/components/examples/infer"}}
         return {
             "required": True,
+            "description": "JSON, also where no Content-Type is said.",
             "content": {"application/json": {"schema": schema, "examples": examples}},
         }
     of_patches = upload != "image"

@@ -42,11 +42,14 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-def media_type_of(request: Request) -> str:
-    """The media type of the body, one of those that are read here, without parameters."""
+def media_type_of(request: Request, default: str = "") -> str:
+    """The media type of the body, one of those that are read here, without parameters.
+
+    `default` is that of a body of which none is said.
+    """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaError("send the body without a Content-Encoding")
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = request.headers.get("content-type", default).partition(";")[0].strip().lower()
     if media_type not in MEDIA_TYPES:
         raise UnsupportedMediaError(f"send one of {', '.join(MEDIA_TYPES)} as Content-Type")
     return media_type

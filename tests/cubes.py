@@ -20,13 +20,15 @@ TILES = ("31TCJ", "56HLH")
 DAYS = ("2019-02-10", "2019-07-05", "2020-07-14")
 
 
-def made_cube(path: Path, patches: int, *, columns: int = 8, seed: int = 0) -> Cube:
+def made_cube(
+    path: Path, patches: int, *, columns: int = 8, seed: int = 0, level: str = "L1C"
+) -> Cube:
     """Smooth ground of its own at each place, brighter or darker by date; both tiles alternate.
 
     Patches stand in rows of `columns` on their tile. Patch 1 has no data at date 0, patch 2 on its
     upper half at date 1.
     """
-    plan = made_plan(patches, columns)
+    plan = made_plan(patches, columns, level)
     create(path, plan)
     for shard in range(plan.shards):
         write_shard(path, plan, shard, *made_shard(plan, shard, seed))
@@ -46,7 +48,7 @@ def made_shard(plan: Plan, shard: int = 0, seed: int = 0) -> tuple[Pixels, Flags
     return pixels, np.where((pixels == 0).any(axis=2), NO_DATA, 0).astype(np.uint8)
 
 
-def made_plan(patches: int, columns: int) -> Plan:
+def made_plan(patches: int, columns: int, level: str = "L1C") -> Plan:
     number = np.arange(patches)
     south = number >= patches // 2
     place = np.where(south, number - patches // 2, number)
@@ -56,7 +58,7 @@ def made_plan(patches: int, columns: int) -> Plan:
     days = np.array(DAYS, "datetime64[ms]") + np.timedelta64(10 * 3600 * 1000 + 123, "ms")
     return Plan(
         bands=BANDS,
-        level="L1C",
+        level=level,
         table=PatchTable(
             tile=np.array(TILES)[south.astype(int)],
             region=(place // 4).astype(np.int32),

@@ -13,9 +13,12 @@ CLASSES = ("water", "forest", "field")
 
 
 def small_artifact(
-    folder: Path, heads: dict[str, HeadSpec], exclusive: int | None = None
+    folder: Path,
+    heads: dict[str, HeadSpec],
+    exclusive: int | None = None,
+    bands: tuple[str, ...] = BANDS,
 ) -> Artifact:
-    """A model that reads 64 x 64 patches of four bands, with few channels.
+    """A model that reads 64 x 64 patches of some of the four bands, with few channels.
 
     `exclusive` is the dimension of an exclusive representation; None leaves it out.
     """
@@ -23,8 +26,8 @@ def small_artifact(
         ConvSpec(channels=channels, stride=stride, batch_norm=norm)
         for channels, stride, norm in [(8, 1, False), (8, 2, True), (16, 2, True), (16, 2, True)]
     )
-    encoder = EncoderSpec(in_channels=4, image_size=(64, 64), convolutions=convolutions)
-    return _untrained(folder, encoder, heads, exclusive=exclusive)
+    encoder = EncoderSpec(in_channels=len(bands), image_size=(64, 64), convolutions=convolutions)
+    return _untrained(folder, encoder, heads, exclusive=exclusive, bands=bands)
 
 
 def pixel_artifact(folder: Path) -> Artifact:
@@ -47,13 +50,16 @@ def _untrained(
     *,
     exclusive: int | None = None,
     gain: float = 1.0,
+    bands: tuple[str, ...] = BANDS,
 ) -> Artifact:
     other = encoder.model_copy(update={"representation": exclusive}) if exclusive else None
     spec = ArtifactSpec(
         name="untrained",
         encoder=encoder,
         normalisation=Normalisation(
-            bands=BANDS, mean=(0.1, 0.11, 0.12, 0.25), std=(0.05, 0.04, 0.03, 0.1)
+            bands=bands,
+            mean=(0.1, 0.11, 0.12, 0.25)[: len(bands)],
+            std=(0.05, 0.04, 0.03, 0.1)[: len(bands)],
         ),
         representations={"shared": 64} | ({"exclusive": exclusive} if exclusive else {}),
         exclusive_encoder=other,

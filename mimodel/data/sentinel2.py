@@ -113,7 +113,7 @@ class CubePairs:
             + ", turned" * self._turn,
             "data_digest": self.cube.digest,
             "tiles": " ".join(sorted(set(np.asarray(self.cube.tile).tolist()))),
-            "level": "as the cube's products (L1C: top of atmosphere)",
+            "level": str(self.cube.attributes.get("level", "")),
         }
 
     def batch(self, step: int, size: int, rows: slice = slice(None)) -> PairBatch:

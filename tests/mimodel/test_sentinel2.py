@@ -20,7 +20,7 @@ from s2pairs.masks import complete
 from s2pairs.patches import PatchTable
 from s2pairs.plan import Plan
 from s2pairs.tiles import TileId
-from tests.cubes import write_shard
+from tests.cubes import made_cube, write_shard
 
 BANDS = ("B04", "B03", "B08")
 PLACES, DATES = 40, 4
@@ -139,6 +139,13 @@ def test_a_smaller_patch_is_one_part_of_the_place_at_both_dates(cube: Cube) -> N
             corners.add(int(left))
     assert len(corners) > 40
     assert {min(corners), max(corners)} == {0, 55}
+
+
+@pytest.mark.parametrize("level", ["L1C", "L2A"])
+def test_the_level_is_that_of_the_cube(tmp_path: Path, level: str) -> None:
+    """Which says whether the model reads reflectance at the top of the atmosphere or below it."""
+    made = made_cube(tmp_path / "cube.zarr", 8, level=level)
+    assert _pairs(made).description["level"] == level
 
 
 def test_more_pairs_than_places_would_make_false_negatives(cube: Cube) -> None:

@@ -6,10 +6,13 @@ import threading
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
+import rioxarray
 import xarray as xr
 from PIL import Image
 
@@ -18,7 +21,11 @@ from mimodel.artifact import Artifact
 from mimodel.similarity import similarity_map
 from s2pairs.bands import reflectance_from_stored
 from s2pairs.cube import Cube
+from service.settings import Settings
+from tests.service.bodies import geotiff_bytes
 from tests.service.conftest import Running
+from tests.service.test_http import TIFF
+from tests.service.test_load import in_a_thread
 
 BANDS = ("B04", "B03", "B02", "B08")
 _TOLERANCE = 5e-3
@@ -96,6 +103,38 @@ def test_every_form_of_the_same_pixels_has_the_same_vectors(
     np.testing.assert_allclose(one.shared, expected[0], atol=_TOLERANCE)
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # affine, of rioxarray
+def test_bands_of_a_geotiff_are_those_that_it_describes(
+    client: crossmi.Client, service: Running, looks: xr.DataArray, tmp_path: Path
+) -> None:
+    """Opened by rioxarray as well as sent as it is."""
+    patch = looks[0, 0]
+    expected = client.embed(patch).shared.values
+
+    def written(pixels: xr.DataArray, *descriptions: str) -> Path:
+        path = tmp_path / "patch.tif"
+        path.write_bytes(geotiff_bytes(pixels.values, descriptions))
+        return path
+
+    file = written(patch[[2, 3, 0, 1]], "B02", "B8", "b04", "B03")
+    sent = httpx.post(f"{service.url}/embed", content=file.read_bytes(), headers=TIFF).json()
+    np.testing.assert_allclose(sent["shared"][0], expected, atol=_TOLERANCE)
+    with rioxarray.open_rasterio(file) as opened:
+        found = client.embed(opened).shared
+        np.testing.assert_allclose(found, expected, atol=_TOLERANCE)
+        # The names of all stay behind where bands are chosen: they are no longer believed.
+        chosen = client.embed(opened.sel(band=[3, 4, 1, 2])).shared
+        np.testing.assert_allclose(chosen, expected, atol=_TOLERANCE)
+        some = opened.assign_attrs(long_name=("B02", "B08", None, "B03"))
+        for other in (some, opened.assign_attrs(long_name="reflectance")):
+            plain = client.embed(other).shared.values
+            np.testing.assert_allclose(plain, client.embed(opened.values).shared, atol=_TOLERANCE)
+            assert np.abs(plain - expected).max() > 10 * _TOLERANCE
+    with rioxarray.open_rasterio(written(patch[:1], "B4")) as opened:
+        with pytest.raises(crossmi.ServiceError, match="band B03, B02, B08 is missing"):
+            client.embed(opened)
+
+
 def test_a_grid_of_an_image(client: crossmi.Client, artifact: Artifact) -> None:
     pixels = np.random.default_rng(1).uniform(0, 0.4, (4, 80, 96)).astype(np.float32)
     north = 4_800_000 - 10.0 * np.arange(80)
@@ -139,6 +178,17 @@ def test_a_map_keeps_the_coordinates_of_its_image(
         np.testing.assert_allclose(mean, (found + other) / 2, atol=2e-2)
         assert mean.attrs["queries"] == "2 of 2"
     assert client.similarity(image, row=40, col=50, mode="fast").shape == (70, 80)
+
+
+def test_corners_may_have_any_digits(client: crossmi.Client) -> None:
+    """More than the service reads, or an exponent."""
+    pixels = np.random.default_rng(1).uniform(0, 0.4, (4, 64, 64)).astype(np.float32)
+    corners = [(-1e-5, 10 - 1 / 3), (-1e-5, 11 + 1 / 3), (1 + 1 / 3, np.float32(31 / 3))]
+    found = client.similarity(pixels, polygon=corners)
+    assert found.attrs["queries"] == "2 of 2"
+    np.testing.assert_allclose(
+        found, client.similarity(pixels, pixels=[(0, 10), (0, 11)]), atol=1e-6
+    )
 
 
 def test_models(client: crossmi.Client, artifact: Artifact) -> None:
@@ -208,6 +258,20 @@ def test_arrays_that_cannot_be_meant(client: crossmi.Client, pixels: Pixels, say
     with pytest.raises(crossmi.ArrayError, match="one image"):
         client.similarity(xr.DataArray(np.zeros((2, 4, 64, 64)), dims=("date", "band", "y", "x")),
                           row=0, col=0)  # fmt: skip
+
+
+def test_a_key_opens_a_service_that_wants_one(artifact: Artifact, looks: xr.DataArray) -> None:
+    key = "correct-horse-battery-staple"
+    settings = Settings.model_validate({"api_key": key})
+    with in_a_thread(artifact, settings) as served:
+        url = str(served.base_url)
+        with crossmi.Client(url, key=key) as client:
+            assert client.embed(looks[0, 0]).attrs["digest"] == artifact.digest
+        for other in (None, "", key[:-1], key.upper()):
+            with crossmi.Client(url, key=other) as client:
+                with pytest.raises(crossmi.ServiceError, match="send a key") as error:
+                    client.embed(looks[0, 0])
+                assert error.value.status == 401
 
 
 def test_nobody_there() -> None:

@@ -1,5 +1,7 @@
 """KServe's protocol gives what /embed and /classify give, and refuses what they refuse."""
 
+import json
+
 import httpx
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +76,22 @@ def test_outputs_are_those_of_embed_and_classify(
     np.testing.assert_allclose(again["outputs"][1]["data"], found["shared"].ravel(), atol=1e-6)
 
 
+@pytest.mark.parametrize("parameters", [None, {}, {"binary_data": False}])
+def test_a_body_may_be_without_media_type_and_a_tensor_say_that_it_is_not_binary(
+    client: httpx.Client, patches: Patches, path: str, parameters: dict[str, object] | None
+) -> None:
+    """As Triton's own client sends them."""
+    expected = client.post(f"{path}/infer", json={"inputs": [tensor(patches)]}).json()
+    body = {"inputs": [tensor(patches) | {"parameters": parameters}]}
+    answer = client.post(f"{path}/infer", content=json.dumps(body).encode())
+    assert "Content-Type" not in answer.request.headers
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == expected
+    refused(client.post(f"{path}/infer", content=npy_bytes(patches)), 400, "not JSON")
+    packed = {"Content-Encoding": "gzip"}
+    refused(client.post(f"{path}/infer", content=b"", headers=packed), 415, "Content-Encoding")
+
+
 def test_numbers_are_scaled_and_bands_are_named_as_elsewhere(
     client: httpx.Client, path: str
 ) -> None:
@@ -103,6 +121,8 @@ def test_numbers_are_scaled_and_bands_are_named_as_elsewhere(
         ({"datatype": "BYTES"}, 422, "datatype"),
         ({"name": "image"}, 422, "name"),
         ({"parameters": {"binary_data_size": 9}}, 422, "inputs.0"),
+        ({"parameters": {"binary_data": True}}, 422, "inputs.0"),
+        ({"parameters": {"scale": 0.5}}, 422, "inputs.0"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(
