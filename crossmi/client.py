@@ -41,7 +41,7 @@ class Client:
     Pixels are reflectance as floats, NaN where there is no data; or integers, of which `scale`,
     `offset` and `nodata` say how they become reflectance (a DataArray may say so in its CF
     attributes). `bands` names the bands in their order; a DataArray names them by its coordinate
-    `band`, or, where that counts 1 to N, by its attribute `long_name`, as rioxarray gives the band
+    `band`, or, where that holds numbers, by its attribute `long_name`, as rioxarray gives the band
     descriptions of a GeoTIFF. Without names they are the model's.
 
     Every method raises `ServiceError` where the service refuses, `UnreachableError` where nothing

@@ -149,17 +149,20 @@ def _parameters(
 
 
 def _band_names(array: xr.DataArray) -> list[str] | None:
-    """Those of the coordinate `band`; where it counts 1 to N, those of `long_name`, B4 as B04.
+    """Those of the coordinate `band`; where it holds numbers, those of `long_name`, B4 as B04.
 
-    rioxarray so gives the band descriptions of a GeoTIFF.
+    rioxarray so gives the band descriptions of a GeoTIFF. Bands that are chosen or put in another
+    order keep their numbers, beside the names of all.
     """
     band = array.coords["band"].values
     if band.dtype.kind in "UTO":
         return [str(name) for name in np.atleast_1d(band)]
-    described = np.atleast_1d(array.attrs.get("long_name", ()))
-    # Bands that are chosen or put in another order keep their numbers, beside the names of all.
-    if not np.array_equal(band, np.arange(1, len(described) + 1)):
+    numbers = np.atleast_1d(band).tolist()
+    described = dict(enumerate(np.atleast_1d(array.attrs.get("long_name", ())), start=1))
+    # Of arrays that were joined, numbers come twice or go beyond the names of the first.
+    if len(set(numbers)) < len(numbers) or not set(numbers) <= described.keys():
         return None
-    matches = [_SENTINEL2_NAME.fullmatch(str(text).strip().upper()) for text in described]
+    texts = [str(described[number]).strip().upper() for number in numbers]
+    matches = [_SENTINEL2_NAME.fullmatch(text) for text in texts]
     names = [f"B{match[1].zfill(2)}" for match in matches if match]
-    return names if len(names) == len(described) else None
+    return names if len(names) == len(texts) else None

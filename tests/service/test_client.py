@@ -122,9 +122,13 @@ def test_bands_of_a_geotiff_are_those_that_it_describes(
     with rioxarray.open_rasterio(file) as opened:
         found = client.embed(opened).shared
         np.testing.assert_allclose(found, expected, atol=_TOLERANCE)
-        # The names of all stay behind where bands are chosen: they are no longer believed.
-        chosen = client.embed(opened.sel(band=[3, 4, 1, 2])).shared
-        np.testing.assert_allclose(chosen, expected, atol=_TOLERANCE)
+        # The names of all stay behind where bands are chosen, which keep their numbers.
+        for order in ([3, 4, 1, 2], [4, 3, 2, 1]):
+            chosen = client.embed(opened.sel(band=order)).shared
+            np.testing.assert_allclose(chosen, expected, atol=_TOLERANCE)
+        joined = xr.concat([opened[:2], opened[:2]], "band")
+        found, plain = (client.embed(one).shared for one in (joined, joined.values))
+        np.testing.assert_allclose(found.values, plain.values, atol=_TOLERANCE)
         some = opened.assign_attrs(long_name=("B02", "B08", None, "B03"))
         for other in (some, opened.assign_attrs(long_name="reflectance")):
             plain = client.embed(other).shared.values
