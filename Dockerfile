@@ -32,13 +32,13 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && python -m compileall -q -x '/tests?/' /usr/local/lib/python3.11 \
  && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin crossmi \
- && install --directory --owner 10001 --group 10001 /work
+ && install --directory --owner 10001 --group 10001 /crossmi
 ENV PATH=/opt/crossmi/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
 
 FROM base AS workbench
 COPY --from=build-workbench /opt/crossmi /opt/crossmi
 USER 10001
-WORKDIR /work
+WORKDIR /crossmi
 # For commands that name them as the documents do: --config configs/method/infomax.yaml
 COPY configs ./configs
 CMD ["mimodel", "--help"]

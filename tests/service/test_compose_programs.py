@@ -185,7 +185,7 @@ def test_what_else_is_started_answers(
     elif os.geteuid() == 0:  # as which nothing runs in a container
         command.append("--allow-root")
     command = with_ports(command, {port: taken})
-    here = {"=/work": "=.", "=/prometheus": "=data"}
+    here = {"=/crossmi": "=.", "=/prometheus": "=data"}
     command = [
         re.sub("=/(work|prometheus)$", lambda found: here[found[0]], part) for part in command
     ]
