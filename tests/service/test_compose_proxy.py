@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import BaseRequestHandler, UDPServer
+from socketserver import BaseRequestHandler, BaseServer, UDPServer
 from typing import Any
 
 import httpx
@@ -146,6 +146,19 @@ def test_the_proxy_finds_a_service_that_was_made_anew(tmp_path: Path) -> None:
 
 
 @contextmanager
+def served(server: BaseServer) -> Iterator[int]:
+    """The port of a server that answers in a thread meanwhile."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
 def answering(address: str, content: bytes, port: int = 0) -> Iterator[int]:
     """The port of a server at an address of loopback whose every answer is `content`."""
 
@@ -159,14 +172,8 @@ def answering(address: str, content: bytes, port: int = 0) -> Iterator[int]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer((address, port), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(ThreadingHTTPServer((address, port), Handler)) as at:
+        yield at
 
 
 @contextmanager
@@ -183,11 +190,5 @@ def naming(addresses: dict[str, str]) -> Iterator[int]:
             address = socket.inet_aton(addresses[name])
             sending.sendto(head + asked[12:] + record + address, self.client_address)
 
-    with UDPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(UDPServer(("127.0.0.1", 0), Handler)) as at:
+        yield at
