@@ -21,6 +21,7 @@ from mimodel.errors import DataError
 from mimodel.likeness import Comparison, Places
 from mimodel.readouts import bootstrap_interval
 
+_MAP = "mutual information"
 SAME, OTHER = "the query's own image", "the same place at another date"
 _FEWEST = 10
 """Pixels of the grid that a class needs to be asked for, and that others need beside it."""
@@ -49,6 +50,9 @@ class Separation:
     queries: int
     stride: int
     areas: tuple[Area, ...]
+    leads: tuple[Area, ...]
+    """By how much the map is ahead of each distance, query by query: what intervals of the two
+    areas, which rise and fall together from scene to scene, do not tell. Negative: behind."""
     by_class: Mapping[str, Mapping[str, float]]
     """Mean areas in the query's own image, by class and likeness."""
 
@@ -56,6 +60,7 @@ class Separation:
         """The figures as tables, with what they were measured on."""
         names = list(dict.fromkeys(one.likeness for one in self.areas))
         found = {(one.likeness, one.image): one for one in self.areas}
+        leads = {(one.likeness, one.image): one for one in self.leads}
         images = list(dict.fromkeys(one.image for one in self.areas))
         lines = [
             f"Artifact `{self.artifact}`; {self.queries} query pixels of {len(self.by_class)} "
@@ -68,6 +73,14 @@ class Separation:
             *[
                 f"| {name} | {' | '.join(_cell(found[name, image]) for image in images)} |"
                 for name in names
+            ],
+            "",
+            f"| {_MAP} is ahead of | {' | '.join(images)} |",
+            f"|---|{'--:|' * len(images)}",
+            *[
+                f"| {name} | {' | '.join(_cell(leads[name, image]) for image in images)} |"
+                for name in names
+                if name != _MAP
             ],
             "",
             f"| class, {SAME} | {' | '.join(names)} |",
@@ -116,6 +129,7 @@ def separation(
         queries=sum(row.likeness == names[0] for row in own),
         stride=stride,
         areas=tuple(_mean(rows, name, image) for image in images for name in names),
+        leads=tuple(_mean(rows, n, image, _MAP) for image in images for n in names if n != _MAP),
         by_class={
             classes[label]: {
                 name: float(
@@ -230,7 +244,7 @@ class _Look:
             "band statistics": [_band_statistics(each.patches) for each in (self, other)],
         }
         asked = comparison.places(torch.from_numpy(self.patches[queries]))
-        return {"mutual information": comparison.scores(asked, other.places).numpy()} | {
+        return {_MAP: comparison.scores(asked, other.places).numpy()} | {
             name: -np.linalg.norm(own[queries, None] - others[None], axis=2)
             for name, (own, others) in vectors.items()
         }
@@ -252,9 +266,13 @@ def _band_statistics(patches: npt.NDArray[np.float32]) -> Vectors:
     return standard
 
 
-def _mean(rows: Sequence[_Row], likeness: str, image: str) -> Area:
+def _mean(rows: Sequence[_Row], likeness: str, image: str, ahead: str | None = None) -> Area:
+    """Of one likeness; with `ahead`, by how much that one is ahead of it at the same queries."""
     chosen = [row for row in rows if (row.likeness, row.image) == (likeness, image)]
     areas = np.array([row.area for row in chosen])
+    if ahead is not None:
+        # All likenesses were asked for the same queries, in the same order.
+        areas = [row.area for row in rows if (row.likeness, row.image) == (ahead, image)] - areas
     low, high = bootstrap_interval(areas, np.array([row.scene for row in chosen]))
     return Area(likeness, image, float(areas.mean()), low, high)
 

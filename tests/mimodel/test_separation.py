@@ -156,6 +156,22 @@ def test_planted_classes_are_separated_by_what_they_differ_in(
     assert "| mutual information |" in result.to_markdown()
 
 
+def test_leads_are_paired_and_their_intervals_draw_scenes(
+    artifact: Artifact, cube: Cube, labels: Path
+) -> None:
+    scenes = labelled_scenes(cube.path, labels, bands=BANDS, size=64, dates=1, min_valid=0.9)[:3]
+    all_points = {"stride": 10, "queries": 36, **_QUIET}
+    joint = separation(artifact, scenes, **all_points)
+    areas = {one.likeness: one.area for one in joint.areas}
+    apart = [separation(artifact, [scene], **all_points).leads for scene in scenes]
+    for lead, *of_scenes in zip(joint.leads, *apart, strict=True):
+        assert lead.area == pytest.approx(areas["mutual information"] - areas[lead.likeness])
+        # Whole scenes are drawn, so an interval lies within what each of them says.
+        least, *_, most = sorted(one.area for one in of_scenes)
+        assert least - 1e-9 < lead.low <= lead.area <= lead.high < most + 1e-9
+    assert {lead.likeness for lead in joint.leads} == areas.keys() - {"mutual information"}
+
+
 def test_classes_by_lot_are_not_separated(artifact: Artifact) -> None:
     rng = np.random.default_rng(3)
     scenes = [
