@@ -301,6 +301,20 @@ def polygon_mask(
     return inside
 
 
+def spread_over(area: npt.NDArray[np.bool_], count: int) -> list[Pixel]:
+    """At most `count` of the pixels of `area` (H, W), spread evenly over it.
+
+    Equal steps along a curve that fills the plane (Morton 1966): steps along rows would fall on one
+    column where they are as long as a row.
+    """
+    inside = np.argwhere(area)
+    bits = (inside[:, :, None] >> np.arange(16)) & 1
+    # Those of the row and the column in turn, the lowest at the end.
+    along = np.lexsort(bits.transpose(0, 2, 1).reshape(len(inside), 32).T)
+    chosen = along[np.linspace(0, len(inside) - 1, min(len(inside), count)).round().astype(int)]
+    return [(int(row), int(col)) for row, col in inside[np.sort(chosen)]]
+
+
 def _origins(extent: int, size: int, stride: int) -> list[int]:
     """First pixels of the patches on one axis: every `stride`, and one that ends at the border."""
     last = extent - size

@@ -17,6 +17,7 @@ from mimodel.similarity import (
     SimilarityMap,
     mean_of,
     polygon_mask,
+    spread_over,
     usual_stride,
 )
 from service.answers import bytes_answer, json_answer, npy_answer
@@ -32,6 +33,8 @@ from service.schemas import SimilarityAnswer
 from service.settings import Settings
 
 _TERMS = {"exact": Terms.ALL, "fast": Terms.IMAGE}
+_FAST_PIXELS = 16
+"""Of a polygon, in a fast map: docs/results.md says how near their mean comes to that of all."""
 
 
 def similarity_routes(engine: Engine) -> APIRouter:
@@ -132,7 +135,8 @@ def _check_windows(size: tuple[int, ...], stride: int, model: Model, settings: S
 
 
 def _asked(query: SimilarityQuery, image: PreparedImage, settings: Settings) -> _Asked:
-    """The pixels that a query names; of a polygon all, or evenly as many as the limits allow."""
+    """The pixels that a query names; of a polygon all, or evenly as many as the limits allow, and
+    of a fast map `_FAST_PIXELS` at most."""
     products = image.places * image.products(_TERMS[query.mode])
     most = min(settings.max_queries, settings.max_products // products)
     if most < max(len(query.pixels), 1):
@@ -144,11 +148,12 @@ def _asked(query: SimilarityQuery, image: PreparedImage, settings: Settings) -> 
         return _Asked(query.pixels, len(query.pixels))
     height, width = image.valid.shape
     area = polygon_mask(query.corners, (height, width)) & image.valid
-    inside = np.argwhere(area)
-    if not len(inside):
+    total = int(area.sum())
+    if not total:
         raise UnfitError("no pixel with data has its centre in the polygon; draw a larger one")
-    chosen = np.linspace(0, len(inside) - 1, min(len(inside), most)).round().astype(int)
-    return _Asked([(int(row), int(col)) for row, col in inside[chosen]], len(inside), area)
+    if query.mode == "fast":
+        most = min(most, _FAST_PIXELS)
+    return _Asked(spread_over(area, most), total, area)
 
 
 def _check_answer(

@@ -19,6 +19,7 @@ from mimodel.similarity import (
     mean_of,
     polygon_mask,
     similarity_map,
+    spread_over,
 )
 from tests.mimodel import textbook
 from tests.models import pixel_artifact
@@ -286,3 +287,23 @@ def test_infinite_pixels_and_no_query_are_refused(pixels: Artifact, tmp_path: Pa
     image[0, 0, 0] = np.inf
     with pytest.raises(InputError, match="infinite"):
         PreparedImage(pixels, image)
+
+
+@pytest.mark.parametrize("count", [1, 7, 16, 500])
+def test_some_pixels_of_an_area_lie_evenly_in_it(count: int) -> None:
+    rectangle = np.zeros((60, 50), bool)
+    rectangle[5:21, 7:20] = True  # so wide that equal steps along its rows stay in one column
+    for area in (rectangle, polygon_mask([(3, 4), (50, 9), (22, 48)], (60, 50))):
+        total = int(area.sum())
+        chosen = spread_over(area, count)
+        assert len(set(chosen)) == len(chosen) == min(count, total)
+        assert chosen == sorted(chosen)
+        here = np.zeros_like(area)
+        here[tuple(np.transpose(chosen))] = True
+        assert not (here & ~area).any()
+        # Every block of the curve's has its part of them, but for one at each of its ends.
+        for side in (4, 8, 16, 32):
+            for row, col in np.ndindex(60 // side + 1, 50 // side + 1):
+                block = np.s_[row * side : (row + 1) * side, col * side : (col + 1) * side]
+                assert abs(here[block].sum() - len(chosen) * area[block].sum() / total) < 2
+    assert len({col for _, col in spread_over(rectangle, 16)}) > 8
