@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from mimodel.data.configs import (
     BenchmarkConfig,
@@ -18,8 +18,7 @@ from mimodel.data.configs import (
 )
 from mimodel.data.pairs import PairSource
 from mimodel.errors import ConfigError
-from mimodel.methods.configs import ExclusiveStageConfig, MethodConfig
-from mimodel.objectives import LEAST_SAMPLES
+from mimodel.methods.configs import MethodConfig
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -62,17 +61,6 @@ class RunConfig(Section):
     data: DataConfig
     method: MethodConfig
     training: TrainingConfig = TrainingConfig()
-
-    @model_validator(mode="after")
-    def _has_enough_to_tell_independence(self) -> "RunConfig":
-        method = self.method
-        weighed = isinstance(method, ExclusiveStageConfig) and method.independence > 0
-        if weighed and self.training.batch_size < LEAST_SAMPLES:
-            raise ValueError(
-                f"method.independence is estimated from at least {LEAST_SAMPLES} pairs; raise "
-                "training.batch_size"
-            )
-        return self
 
     @property
     def is_benchmark(self) -> bool:

@@ -51,8 +51,6 @@ def bounded(scores: Float[Tensor, "*draw"], bound: float | None) -> Float[Tensor
 
 
 AdversarialForm = Literal["non-saturating", "saturating"]
-LEAST_SAMPLES = 4
-"""Of which a dependence can be estimated."""
 
 
 def adversarial_term(fake: Float[Tensor, " batch"], form: AdversarialForm) -> Float[Tensor, ""]:
@@ -78,23 +76,33 @@ def discriminator_loss(
     return softplus(-_at_least_single(real)).mean() + softplus(_at_least_single(fake)).mean()
 
 
-def dependence(s: Float[Tensor, "batch dim"], e: Float[Tensor, "batch own"]) -> Float[Tensor, ""]:
-    """How far S and E are from independent: the unbiased estimate of the Hilbert-Schmidt
-    independence criterion (Song et al. 2012, equation 5), for a batch of at least `LEAST_SAMPLES`.
+def dependence(
+    s: Float[Tensor, "batch dim"],
+    e: Float[Tensor, "batch own"],
+    other_s: Float[Tensor, "other dim"],
+    other_e: Float[Tensor, "other own"],
+) -> Float[Tensor, ""]:
+    """How far S and E are from independent: an unbiased estimate of the Hilbert-Schmidt
+    independence criterion (Gretton et al. 2005), between a batch and other samples of the same.
 
-    Its expectation is 0 if and only if they are independent. Kernels are Gaussian, of the mean
-    squared difference over the dimensions, so representations of deviation 1 are to be given.
+    Its expectation is 0 if and only if they are independent. Two samples at least of each.
+    Representations of deviation 1 are to be given (`_kernel`).
     """
-    k, l = (_gaussian_kernel(_at_least_single(values)) for values in (s, e))  # noqa: E741 -- theirs
-    n = len(k)
-    product = (k * l).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2))
-    return (product - 2 / (n - 2) * (k.sum(0) @ l.sum(0))) / (n * (n - 3))
+    k, l = _kernel(s, other_s), _kernel(e, other_e)  # noqa: E741 -- theirs
+    centred = k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
+    return (centred * l).sum() / ((k.shape[0] - 1) * (k.shape[1] - 1))
 
 
-def _gaussian_kernel(values: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch batch"]:
-    """Between each two of the batch, and 0 between one and itself."""
-    apart = (values[:, None] - values[None]).square().mean(2)
-    return (-apart / 2).exp() * (1 - torch.eye(len(values)).to(values))
+def _kernel(
+    values: Float[Tensor, "batch dim"], others: Float[Tensor, "other dim"]
+) -> Float[Tensor, "batch other"]:
+    """The mean of two Gaussians of the mean squared difference over the dimensions: the wide one
+    sees what all of a representation tells, the narrow one what tells its nearest apart."""
+    a, b = _at_least_single(values), _at_least_single(others)
+    with torch.autocast(a.device.type, enabled=False):
+        products = a @ b.T
+    apart = (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * products) / a.shape[1]
+    return torch.stack([(-width * apart / 2).exp() for width in (1, 8)]).mean(0)
 
 
 def _at_least_single(values: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ from mimodel.objectives import (
 )
 from mimodel.parallel import gathered, joint_derangements, rows
 
+_REMEMBERED = 4096
+"""Images beside a batch that tell how far S and E are from independent."""
+
 
 def pair_information(
     network: StatisticsNetwork,
@@ -63,8 +66,13 @@ def _scaled(
     """A representation as a term reads it."""
     if scale == "as they are":
         return values
-    joint = gathered(values)
-    return (values - joint.mean(0)) / (joint.std(0, correction=0) + 1e-5)
+    return _standardised(values, gathered(values))
+
+
+def _standardised(values: Tensor, among: Tensor | None = None) -> Tensor:
+    """Mean 0 and deviation 1 in each dimension of `among`; of the values themselves if unset."""
+    among = values if among is None else among
+    return (values - among.mean(0)) / (among.std(0, correction=0) + 1e-5)
 
 
 def _otherwise(negatives: int, score_bound: float | None) -> dict[str, str]:
@@ -197,6 +205,47 @@ class SharedStage(Method):
 
 
 @final
+class Remembered(nn.Module):
+    """S and E of the latest images, for a term that a batch tells too little of.
+
+    They are buffers, so that a run that goes on remembers what one that was not stopped would.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.s: Tensor
+        self.e: Tensor
+        for name in ("s", "e"):
+            self.register_buffer(name, torch.empty(0, 0))
+        self.register_load_state_dict_pre_hook(_with_room)  # type: ignore[no-untyped-call]
+
+    def add(self, s: Float[Tensor, "batch dim"], e: Float[Tensor, "batch own"]) -> None:
+        """The rows of all processes; the oldest make room for them."""
+        self.s, self.e = (
+            torch.cat([before.reshape(-1, new.shape[1]), new.detach()])[-_REMEMBERED:]
+            for before, new in ((self.s, s), (self.e, e))
+        )
+
+    def dependence(self, s: Float[Tensor, "batch dim"], e: Float[Tensor, "batch own"]) -> Tensor:
+        """Of the rows of all processes, beside those remembered; nothing while there are none."""
+        if not len(self.s):
+            return s.new_zeros(())
+        s, e = s.to(self.s.dtype), e.to(self.e.dtype)
+        # E changes from step to step, so that its scale is that of the batch; S does not.
+        return dependence(
+            _standardised(s, self.s), _standardised(e), _standardised(self.s), _standardised(self.e)
+        )
+
+
+def _with_room(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Buffers as large as those that are going to be loaded; none were kept before there were
+    any."""
+    for name, buffer in module.named_buffers():
+        kept = state.setdefault(prefix + name, buffer)
+        setattr(module, name, buffer.new_empty(kept.shape))
+
+
+@final
 class ExclusiveNetworks(nn.Module):
     """What the exclusive stage learns of one domain, and the frozen shared encoder it reads."""
 
@@ -213,6 +262,7 @@ class ExclusiveNetworks(nn.Module):
         self.global_statistics = GlobalStatistics((2 * channels, height, width), both)
         self.local_statistics = LocalStatistics((2 * channels, height, width), both)
         self.discriminator = Discriminator(shared.spec.encoder.representation, representation)
+        self.remembered = Remembered()
 
     def train(self, mode: bool = True) -> Self:
         """The shared encoder stays in eval mode: its BatchNorm statistics do not move."""
@@ -312,10 +362,10 @@ class ExclusiveStage(Method):
                 self._latest = self._represented(batch)
             return {"discriminator": self._discrimination(generator)}
         orders = joint_derangements(len(batch.x), self._negatives, generator).to(batch.x.device)
-        (*of_x, s_x, e_x), (*of_y, s_y, e_y) = side_by_side(
+        of_x, of_y = side_by_side(
             self._half(self.x, batch.x, orders), self._half(self.y, batch.y, orders)
         )
-        self._latest = [(s_x, e_x.detach()), (s_y, e_y.detach())]
+        self._latest = [(s, e.detach()) for s, e in (of_x[3:5], of_y[3:5])]
         global_, local, adversarial = (x + y for x, y in zip(of_x[:3], of_y[:3], strict=True))
         terms = {
             "global": -self.alpha * global_,
@@ -323,7 +373,9 @@ class ExclusiveStage(Method):
             "adversarial": self.adversarial * adversarial,
         }
         if self._independence:
-            terms["dependence"] = self._independence * (of_x[3] + of_y[3])
+            terms["dependence"] = self._independence * (of_x[5] + of_y[5])
+            self.x.remembered.add(*of_x[6:])
+            self.y.remembered.add(*of_y[6:])
         return terms
 
     @torch.no_grad()
@@ -337,22 +389,22 @@ class ExclusiveStage(Method):
         return found
 
     def _half(self, networks: ExclusiveNetworks, images: Tensor, orders: Tensor) -> Branch:
-        """One domain's half of equation 10: its three terms, and S and E as the discriminator sees
-        them."""
+        """One domain's half of equation 10: its three terms, S and E as the discriminator sees
+        them, and with the term of independence this and S and E of all processes."""
 
         def half(images: Tensor) -> tuple[Tensor, ...]:
             c_shared, s = networks.shared_encoded(images)
             c_exclusive, e = networks.encoder(images)
             c, r = torch.cat([c_shared, c_exclusive], 1), torch.cat([s, e], 1)
             seen_s, seen_e = (_scaled(each, self._discriminator_inputs) for each in (s, e))
-            compared = (gathered(_scaled(each, "standardised")) for each in (s, e))
+            joint = [gathered(each) for each in (s, e)] if self._independence else []
             return (
                 pair_information(networks.global_statistics, c, r, orders, self._score_bound),
                 pair_information(networks.local_statistics, c, r, orders, self._score_bound),
                 adversarial_term(networks.discriminator(seen_s, seen_e), self.form),
-                *([dependence(*compared)] if self._independence else []),
                 seen_s,
                 seen_e,
+                *([networks.remembered.dependence(*joint), *joint] if joint else []),
             )
 
         return Branch(half, (images,), networks.informing)
@@ -382,7 +434,7 @@ class ExclusiveStage(Method):
         if self._first == "discriminator":
             said["adversarial"] += ", discriminator first"
         if self._independence:
-            said["independence"] = f"{self._independence:g}"
+            said["independence"] = f"{self._independence:g}, beside {_REMEMBERED} images"
         if levels := self.x.encoder.spec.levels:
             said["exclusive_levels"] = str(levels)
         if self._levels_from:

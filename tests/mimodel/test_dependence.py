@@ -7,31 +7,65 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from mimodel.config import load_config
-from mimodel.errors import ConfigError
+from mimodel.data.pairs import PairBatch
 from mimodel.methods.configs import ExclusiveStageConfig
 from mimodel.methods.infomax import ExclusiveStage
-from mimodel.objectives import LEAST_SAMPLES, dependence
-from tests.mimodel.test_exclusive import _batch, make_shared
+from mimodel.objectives import dependence
+from tests.mimodel.test_exclusive import make_shared
 
 
-def _by_quadruples(s: Tensor, e: Tensor) -> Tensor:
-    """Song et al. 2012, the U-statistic of equation 4: over all ordered quadruples of samples."""
+def _by_quadruples(s: Tensor, e: Tensor, other_s: Tensor, other_e: Tensor) -> Tensor:
+    """The criterion's definition (Gretton et al. 2005, lemma 1) over two samples of a batch and two
+    others: what (S, E) of one and of another have in common beyond what S and E of different ones
+    have."""
 
-    def kernel(values: Tensor, i: int, j: int) -> Tensor:
-        return torch.exp(-((values[i] - values[j]) ** 2).mean() / 2)
+    def kernel(one: Tensor, other: Tensor) -> Tensor:
+        apart = ((one - other) ** 2).mean()
+        return (torch.exp(-apart / 2) + torch.exp(-4 * apart)) / 2
 
     terms = [
-        kernel(s, i, j) * (kernel(e, i, j) + kernel(e, q, r) - 2 * kernel(e, i, q))
-        for i, j, q, r in permutations(range(len(s)), 4)
+        kernel(s[i], other_s[j])
+        * (
+            kernel(e[i], other_e[j])
+            + kernel(e[p], other_e[q])
+            - kernel(e[p], other_e[j])
+            - kernel(e[i], other_e[q])
+        )
+        for i, p in permutations(range(len(s)), 2)
+        for j, q in permutations(range(len(other_s)), 2)
     ]
     return torch.stack(terms).mean()
 
 
+def _stage(folder: Path, domains: int = 2) -> ExclusiveStage:
+    shared = [make_shared(folder / str(domain), domain) for domain in range(domains)]
+    torch.manual_seed(11)
+    stage = ExclusiveStage(
+        shared,
+        representation=3,
+        alpha=0.5,
+        beta=1.0,
+        adversarial=0.05,
+        form="non-saturating",
+        independence=7.0,
+    )
+    return stage.double().train()
+
+
+def _batch(step: int) -> PairBatch:
+    torch.manual_seed(step)
+    return PairBatch(*torch.randn(2, 5, 2, 16, 16, dtype=torch.float64))
+
+
+def _unit(values: Tensor, among: Tensor) -> Tensor:
+    return (values - among.mean(0)) / (among.std(0, correction=0) + 1e-5)
+
+
 def test_it_is_the_mean_over_quadruples_and_so_is_its_gradient() -> None:
     torch.manual_seed(0)
-    s, e = torch.randn(6, 3).double().requires_grad_(), torch.randn(6, 2).double().requires_grad_()
-    ours, theirs = dependence(s, e), _by_quadruples(s, e)
+    s, e = torch.randn(5, 3).double().requires_grad_(), torch.randn(5, 2).double().requires_grad_()
+    others = torch.randn(4, 3).double(), torch.randn(4, 2).double()
+    ours, theirs = dependence(s, e, *others), _by_quadruples(s, e, *others)
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
     for one, other in zip(
         torch.autograd.grad(ours, [s, e]), torch.autograd.grad(theirs, [s, e]), strict=True
@@ -43,37 +77,74 @@ def test_it_is_nothing_on_average_of_independent_draws_and_not_of_uncorrelated_o
     generator = Generator().manual_seed(0)
     independent, uncorrelated = [], []
     for _ in range(400):
-        s, other = torch.randn(2, 32, 1, generator=generator)
-        independent.append(dependence(s, other))
-        uncorrelated.append(dependence(s, (s**2 - 1) / 2**0.5))
+        s, other = torch.randn(2, 96, 1, generator=generator)
+        of_s = (s**2 - 1) / 2**0.5
+        independent.append(dependence(s[:32], other[:32], s[32:], other[32:]))
+        uncorrelated.append(dependence(s[:32], of_s[:32], s[32:], of_s[32:]))
     of_independent, of_uncorrelated = torch.stack(independent), torch.stack(uncorrelated)
     error = of_independent.std() / 20
     assert of_independent.mean().abs() < 3 * error
     assert of_uncorrelated.mean() > 30 * error
 
 
+def test_the_precision_of_a_mixed_run_does_not_reach_it() -> None:
+    torch.manual_seed(1)
+    given = [torch.randn(8, 3), torch.randn(8, 2), torch.randn(20, 3), torch.randn(20, 2)]
+    plain = dependence(*given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(dependence(*given), plain, rtol=0, atol=0)
+
+
 def test_it_stands_beside_the_adversary_with_its_weight(tmp_path: Path) -> None:
-    shared = [make_shared(tmp_path / str(domain), domain) for domain in range(2)]
-    torch.manual_seed(11)
-    stage = ExclusiveStage(
-        shared,
-        representation=3,
-        alpha=0.5,
-        beta=1.0,
-        adversarial=0.05,
-        form="non-saturating",
-        independence=7.0,
-    ).double()
-    batch = _batch()
-    terms = stage.train().objective(stage.players[0], batch, Generator().manual_seed(4))
+    stage = _stage(tmp_path)
+    seen: list[list[tuple[Tensor, Tensor]]] = []
+    for step in range(2):
+        terms = stage.objective(stage.players[0], _batch(step), Generator().manual_seed(4))
+        seen.append([])
+        for networks, images in ((stage.x, _batch(step).x), (stage.y, _batch(step).y)):
+            s = networks.shared_encoder.eval()(images).representation
+            seen[-1].append((s, networks.encoder(images).representation))
+        if step == 0:
+            assert terms["dependence"] == 0  # nothing is remembered
     expected = torch.zeros((), dtype=torch.float64)
-    for networks, images in ((stage.x, batch.x), (stage.y, batch.y)):
-        s = networks.shared_encoder.eval()(images).representation
-        e = networks.encoder(images).representation
-        unit = [(one - one.mean(0)) / (one.std(0, correction=0) + 1e-5) for one in (s, e)]
+    for (old_s, old_e), (s, e) in zip(*seen, strict=True):
+        before = old_s, old_e.detach()
+        unit = _unit(s, old_s), _unit(e, e), *(_unit(each, each) for each in before)
         expected = expected + 7 * _by_quadruples(*unit)
     torch.testing.assert_close(terms["dependence"], expected, atol=1e-9, rtol=1e-9)
-    assert stage.description["independence"] == "7"
+    gradients = torch.autograd.grad(terms["dependence"], list(stage.x.encoder.parameters()))
+    wanted = torch.autograd.grad(expected, list(stage.x.encoder.parameters()))
+    torch.testing.assert_close(gradients, wanted, atol=1e-9, rtol=1e-9)
+    assert stage.description["independence"] == "7, beside 4096 images"
+
+
+def test_the_latest_images_are_remembered_and_kept_with_a_run(tmp_path: Path) -> None:
+    stage = _stage(tmp_path)
+    for step in range(3):
+        stage.objective(stage.players[0], _batch(step), Generator().manual_seed(4))
+    pairs = len(_batch(0).x)
+    last = stage.x.encoder(_batch(2).x).representation
+    assert stage.x.remembered.e.shape == (3 * pairs, 3)
+    torch.testing.assert_close(stage.x.remembered.e[-pairs:], last)
+    assert not stage.x.remembered.e.requires_grad
+    stage.x.remembered.add(torch.ones(4095, 6).double(), torch.ones(4095, 3).double())
+    torch.testing.assert_close(stage.x.remembered.e[0], last[-1])
+    assert len(stage.x.remembered.s) == 4096
+    resumed = _stage(tmp_path)
+    resumed.load_state_dict(stage.state_dict())
+    for name, value in stage.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
+    before = {k: v for k, v in stage.state_dict().items() if "remembered" not in k}
+    _stage(tmp_path).load_state_dict(before)  # of a run that began before there was a memory
+
+
+def test_one_encoder_remembers_both_images(tmp_path: Path) -> None:
+    stage = _stage(tmp_path, domains=1)
+    for step in range(2):
+        stage.objective(stage.players[0], _batch(step), Generator().manual_seed(4))
+    images = torch.cat([torch.cat([_batch(step).x, _batch(step).y]) for step in range(2)])
+    expected = stage.x.shared_encoder(images).representation
+    torch.testing.assert_close(stage.x.remembered.s, expected)
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
@@ -83,16 +154,5 @@ def test_without_a_weight_there_is_no_such_term(tmp_path: Path, weight: float) -
         name="infomax-exclusive", shared=tmp_path / "run", independence=weight
     )
     stage = config.build(len(artifact.spec.bands), artifact.spec.encoder.image_size).double()
-    terms = stage.train().objective(stage.players[0], _batch(), Generator().manual_seed(4))
+    terms = stage.train().objective(stage.players[0], _batch(0), Generator().manual_seed(4))
     assert ("dependence" in terms) == (weight > 0)
-
-
-def test_a_batch_too_small_for_it_is_refused_before_training() -> None:
-    least = torch.randn(LEAST_SAMPLES, 2).double()
-    assert torch.isfinite(dependence(least, least))
-    method = "method={name: infomax-exclusive, shared: run, independence: 1}"
-    data = "data={name: sentinel2, cube: x}"
-    with pytest.raises(ConfigError, match=r"at least 4 pairs; raise training\.batch_size"):
-        load_config([], [data, method, "training.batch_size=3"])
-    load_config([], [data, method, "training.batch_size=4"])
-    load_config([], [data, method.replace("1}", "0}"), "training.batch_size=3"])
