@@ -34,8 +34,9 @@ from mimodel.objectives import (
 )
 from mimodel.parallel import gathered, joint_derangements, rows
 
-_REMEMBERED = 4096
-"""Images beside a batch that tell how far S and E are from independent."""
+_REMEMBERED = 16
+"""Steps whose images tell, beside a batch, how far S and E are from independent. Of twice as many
+E is so old that the term swings: it rewards what is contrary to what was (docs/design/0012)."""
 
 
 def pair_information(
@@ -206,7 +207,7 @@ class SharedStage(Method):
 
 @final
 class Remembered(nn.Module):
-    """S and E of the latest images, for a term that a batch tells too little of.
+    """S and E of the latest steps, for a term that a batch tells too little of.
 
     They are buffers, so that a run that goes on remembers what one that was not stopped would.
     """
@@ -220,9 +221,9 @@ class Remembered(nn.Module):
         self.register_load_state_dict_pre_hook(_with_room)  # type: ignore[no-untyped-call]
 
     def add(self, s: Float[Tensor, "batch dim"], e: Float[Tensor, "batch own"]) -> None:
-        """The rows of all processes; the oldest make room for them."""
+        """The rows of a step, of all processes; the oldest make room for them."""
         self.s, self.e = (
-            torch.cat([before.reshape(-1, new.shape[1]), new.detach()])[-_REMEMBERED:]
+            torch.cat([before.reshape(-1, new.shape[1]), new.detach()])[-_REMEMBERED * len(new) :]
             for before, new in ((self.s, s), (self.e, e))
         )
 
@@ -374,8 +375,12 @@ class ExclusiveStage(Method):
         }
         if self._independence:
             terms["dependence"] = self._independence * (of_x[5] + of_y[5])
-            self.x.remembered.add(*of_x[6:])
-            self.y.remembered.add(*of_y[6:])
+            (s_x, e_x), (s_y, e_y) = of_x[6:], of_y[6:]
+            if self.own_y:
+                self.x.remembered.add(s_x, e_x)
+                self.own_y.remembered.add(s_y, e_y)
+            else:
+                self.x.remembered.add(torch.cat([s_x, s_y]), torch.cat([e_x, e_y]))
         return terms
 
     @torch.no_grad()
@@ -434,7 +439,7 @@ class ExclusiveStage(Method):
         if self._first == "discriminator":
             said["adversarial"] += ", discriminator first"
         if self._independence:
-            said["independence"] = f"{self._independence:g}, beside {_REMEMBERED} images"
+            said["independence"] = f"{self._independence:g}, beside {_REMEMBERED} steps"
         if levels := self.x.encoder.spec.levels:
             said["exclusive_levels"] = str(levels)
         if self._levels_from:
