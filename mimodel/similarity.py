@@ -308,11 +308,21 @@ def spread_over(area: npt.NDArray[np.bool_], count: int) -> list[Pixel]:
     column where they are as long as a row.
     """
     inside = np.argwhere(area)
-    bits = (inside[:, :, None] >> np.arange(16)) & 1
-    # Those of the row and the column in turn, the lowest at the end.
-    along = np.lexsort(bits.transpose(0, 2, 1).reshape(len(inside), 32).T)
-    chosen = along[np.linspace(0, len(inside) - 1, min(len(inside), count)).round().astype(int)]
-    return [(int(row), int(col)) for row, col in inside[np.sort(chosen)]]
+    if len(inside) > count:
+        row, col = (_spaced(each) for each in inside.T)
+        along = np.argsort(row << np.uint64(1) | col)
+        middles = (np.arange(count) + 0.5) * (len(inside) / count)
+        inside = inside[np.sort(along[middles.astype(int)])]
+    return [(row, col) for row, col in inside.tolist()]
+
+
+def _spaced(values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """With a zero before each of their lowest 32 bits."""
+    bits = values.astype(np.uint64)
+    for shift in (16, 8, 4, 2, 1):
+        kept = np.uint64(0xFFFFFFFFFFFFFFFF // ((1 << shift) + 1))
+        bits = (bits | bits << np.uint64(shift)) & kept
+    return bits
 
 
 def _origins(extent: int, size: int, stride: int) -> list[int]:

@@ -300,8 +300,8 @@ class _Run:
         if changed:
             said = "; ".join(f"{key}: {data.get(key)}, now {self.data.get(key)}" for key in changed)
             raise TrainingError(
-                f"the data of {folder}, or the shared encoder under it, have changed since its "
-                f"checkpoint ({said}); bring them back, or choose another --out"
+                f"the data of {folder}, the shared encoder under it, or what its method does have "
+                f"changed since its checkpoint ({said}); bring them back, or choose another --out"
             )
 
     def save(self, folder: Path) -> None:

@@ -110,7 +110,7 @@ class SimilarityQuery(PixelQuery):
         max_length=256,
         description="Instead of pixels: a corner as row,column; repeated, a polygon. The query "
         "are the pixels whose centre is inside or on its line, or so many of them, spread evenly, "
-        "as the limits allow; 16 at most with mode=fast.",
+        "as the limits allow; for the mean with mode=fast 16 at most.",
     )
     maps: Literal["mean", "each"] = Field(
         "mean", description="The mean of the query pixels' maps, or each of them."

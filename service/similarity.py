@@ -136,7 +136,7 @@ def _check_windows(size: tuple[int, ...], stride: int, model: Model, settings: S
 
 def _asked(query: SimilarityQuery, image: PreparedImage, settings: Settings) -> _Asked:
     """The pixels that a query names; of a polygon all, or evenly as many as the limits allow, and
-    of a fast map `_FAST_PIXELS` at most."""
+    for a fast mean `_FAST_PIXELS` at most."""
     products = image.places * image.products(_TERMS[query.mode])
     most = min(settings.max_queries, settings.max_products // products)
     if most < max(len(query.pixels), 1):
@@ -151,7 +151,7 @@ def _asked(query: SimilarityQuery, image: PreparedImage, settings: Settings) -> 
     total = int(area.sum())
     if not total:
         raise UnfitError("no pixel with data has its centre in the polygon; draw a larger one")
-    if query.mode == "fast":
+    if query.mode == "fast" and query.maps == "mean":
         most = min(most, _FAST_PIXELS)
     return _Asked(spread_over(area, most), total, area)
 

@@ -92,7 +92,8 @@ class ExclusiveStageConfig(Section):
     levels_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the run after which the rounding begins. Ours."""
     independence: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the dependence of S and E (a kernel's criterion) beside the adversary. Ours."""
+    """Weight of the dependence of S and E, a kernel's criterion between a batch and the steps
+    before it, beside the adversary. Ours (docs/design/0012)."""
     first: Literal["encoder", "discriminator"] = "encoder"
     """Who moves first in a step; the paper does not say. The discriminator then has representations
     of its own made, of which BatchNorm's running statistics hear too."""

@@ -212,18 +212,18 @@ class Remembered(nn.Module):
     They are buffers, so that a run that goes on remembers what one that was not stopped would.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, of_s: int, of_e: int) -> None:
         super().__init__()
         self.s: Tensor
         self.e: Tensor
-        for name in ("s", "e"):
-            self.register_buffer(name, torch.empty(0, 0))
+        for name, dimensions in (("s", of_s), ("e", of_e)):
+            self.register_buffer(name, torch.empty(0, dimensions))
         self.register_load_state_dict_pre_hook(_with_room)  # type: ignore[no-untyped-call]
 
     def add(self, s: Float[Tensor, "batch dim"], e: Float[Tensor, "batch own"]) -> None:
         """The rows of a step, of all processes; the oldest make room for them."""
         self.s, self.e = (
-            torch.cat([before.reshape(-1, new.shape[1]), new.detach()])[-_REMEMBERED * len(new) :]
+            torch.cat([before, new.detach()])[-_REMEMBERED * len(new) :]
             for before, new in ((self.s, s), (self.e, e))
         )
 
@@ -262,8 +262,9 @@ class ExclusiveNetworks(nn.Module):
         self.encoder = Encoder(spec)
         self.global_statistics = GlobalStatistics((2 * channels, height, width), both)
         self.local_statistics = LocalStatistics((2 * channels, height, width), both)
-        self.discriminator = Discriminator(shared.spec.encoder.representation, representation)
-        self.remembered = Remembered()
+        of_s, of_e = shared.spec.encoder.representation, representation
+        self.discriminator = Discriminator(of_s, of_e)
+        self.remembered = Remembered(of_s, of_e)
 
     def train(self, mode: bool = True) -> Self:
         """The shared encoder stays in eval mode: its BatchNorm statistics do not move."""

@@ -138,13 +138,23 @@ def test_the_latest_steps_are_remembered_and_kept_with_a_run(tmp_path: Path) -> 
     _stage(tmp_path).load_state_dict(before)  # of a run that began before there was a memory
 
 
-def test_one_encoder_remembers_both_images(tmp_path: Path) -> None:
+def test_one_encoder_remembers_both_images_and_compares_each_with_them(tmp_path: Path) -> None:
     stage = _stage(tmp_path, domains=1)
+    halves = []
     for step in range(2):
-        stage.objective(stage.players[0], _batch(step), Generator().manual_seed(4))
-    images = torch.cat([torch.cat([_batch(step).x, _batch(step).y]) for step in range(2)])
-    expected = stage.x.shared_encoder(images).representation
-    torch.testing.assert_close(stage.x.remembered.s, expected)
+        terms = stage.objective(stage.players[0], _batch(step), Generator().manual_seed(4))
+        halves += [
+            (stage.x.shared_encoder(images).representation, stage.x.encoder(images).representation)
+            for images in (_batch(step).x, _batch(step).y)
+        ]
+    s, e = (torch.cat(each) for each in zip(*halves, strict=True))
+    torch.testing.assert_close((stage.x.remembered.s, stage.x.remembered.e), (s, e))
+    before = s[:10], e[:10]
+    unit = [_unit(each, each) for each in before]
+    expected = sum(
+        7 * _by_quadruples(_unit(s, before[0]), _unit(e, e), *unit) for s, e in halves[2:]
+    )
+    torch.testing.assert_close(terms["dependence"], expected, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])

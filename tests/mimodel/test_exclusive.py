@@ -274,8 +274,8 @@ def test_after_training_the_shared_encoder_is_the_same_bit_by_bit(tmp_path: Path
 def test_an_exclusive_run_stopped_and_resumed_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With moves and a rate of the discriminator's own, levels that begin where it was stopped, and
-    a probe of stage 1 in between."""
+    """With moves and a rate of the discriminator's own, levels that begin where it was stopped, a
+    memory, and a probe of stage 1 in between."""
     archive = write_archive(tmp_path / "images.tar", range(1, 301, 100))
     first = _run(tmp_path, archive, SharedStageConfig(name="infomax-shared"))
     train(first, tmp_path / "shared", lambda *_: None)
@@ -287,6 +287,7 @@ def test_an_exclusive_run_stopped_and_resumed_equals_an_uninterrupted_one(
         discriminator_rate=1e-3,
         levels=3,
         levels_from=0.5,
+        independence=2.0,
     )
     config = _run(tmp_path, archive, method, decay="cosine", iterations=4)
     told, advanced = [], ExclusiveStage.advanced

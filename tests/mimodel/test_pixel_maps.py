@@ -1,4 +1,5 @@
-"""A map of pixels over a real scene: does likeness to its water show the water?"""
+"""Maps of pixels by a trained model: do they separate the land cover of a made landscape, and show
+the water of a real scene?"""
 
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from mimodel.artifact import Artifact
 from mimodel.cli import app as mimodel
-from mimodel.data.scenes import LabelledScene
+from mimodel.data.scenes import LabelledScene, labelled_scenes
 from mimodel.separation import OTHER, SAME, separation
 from mimodel.similarity import PreparedImage
 from s2pairs.bands import BANDS
@@ -27,10 +28,8 @@ ASKED = ("Boadella_2020-06-21.tif", "Boadella_2021-07-21.tif")
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Trained on a made landscape, no real pixel, for minutes; or that of CROSSMI_PIXEL_MODEL."""
-    if given := os.environ.get("CROSSMI_PIXEL_MODEL"):
-        return Artifact.load(Path(given))
+def landscape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the products of a made landscape and their cube."""
     folder = tmp_path_factory.mktemp("landscape")
     tiles, products, cube = folder / "tiles.txt", folder / "products", folder / "cube.zarr"
     tiles.write_text("31TDG\n")
@@ -42,18 +41,43 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         *(s2pairs, "build", "--tiles", tiles, "--source", f"safe:{products}"),
         *("--out", cube, "--dates", 3),
     )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifact(landscape: Path) -> Artifact:
+    """Trained on it, no real pixel, for minutes; or that of CROSSMI_PIXEL_MODEL."""
+    if given := os.environ.get("CROSSMI_PIXEL_MODEL"):
+        return Artifact.load(Path(given))
     _run(
-        *(mimodel, "train", "--out", folder / "run", "--config", "configs/data/sentinel2.yaml"),
+        *(mimodel, "train", "--out", landscape / "run", "--config", "configs/data/sentinel2.yaml"),
         *("--config", "configs/method/pixels.yaml", "--config", "configs/quick.yaml"),
-        *("--set", f"data.cube={cube}", "--set", "data.turn=true"),
+        *("--set", f"data.cube={landscape / 'cube.zarr'}", "--set", "data.turn=true"),
         *("--set", "training.iterations=200", "--set", "training.batch_size=32"),
     )
-    return Artifact.load(folder / "run" / "artifact")
+    return Artifact.load(landscape / "run" / "artifact")
 
 
 def _run(app: Typer, *words: object) -> None:
     done = CliRunner().invoke(app, list(map(str, words)))
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.slow
+def test_likeness_separates_the_land_cover_of_a_made_landscape(
+    artifact: Artifact, landscape: Path
+) -> None:
+    """On ground that was not trained on, at a date and from one date to another."""
+    truth = landscape / "products" / "truth" / "landcover"
+    scenes = labelled_scenes(
+        landscape / "cube.zarr", truth, bands=RGBN, size=128, dates=2, min_valid=0.9
+    )
+    found = separation(artifact, scenes, report=lambda *_: None)
+    print(f"\n{found.to_markdown()}")
+    leads = {(one.likeness, one.image): one for one in found.leads}
+    for image in (SAME, OTHER):
+        assert leads["band statistics", image].low > 0
+    assert leads["raw reflectance", OTHER].low > 0
 
 
 @pytest.mark.slow
