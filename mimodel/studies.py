@@ -69,12 +69,14 @@ def _both_stages(name: str, method: str) -> Arm:
     )
 
 
-def _standardised(method: str, *, gamma: float, exclusive: tuple[str, ...] = ()) -> Arm:
+def _standardised(
+    method: str, *, gamma: float, independence: float, exclusive: tuple[str, ...] = ()
+) -> Arm:
     """Ours: the distance is not met by a representation's scale, independence needs no adversary
     (docs/design/0009 and 0012)."""
     first, second = _both_stages(_OURS, method).stages
     apart = ("method.distance_inputs=standardised", f"method.gamma={gamma:g}")
-    alone = ("method.independence=300", *exclusive)
+    alone = (f"method.independence={independence:g}", *exclusive)
     return Arm(_OURS, (replace(first, overrides=apart), replace(second, overrides=alone)))
 
 
@@ -219,14 +221,18 @@ STUDIES: Mapping[str, Study] = {
         "Colored-MNIST, with representations standardised where they are compared",
         "colored-mnist",
         # Levels (docs/design/0013) leave E no room for more than the colour; hues need more.
-        (_standardised("colored-mnist", gamma=3, exclusive=("method.levels=3",)),),
+        (
+            _standardised(
+                "colored-mnist", gamma=3, independence=300, exclusive=("method.levels=3",)
+            ),
+        ),
         _MNIST.published,
     ),
     "shapes3d": _SHAPES3D,
     "shapes3d-standardised": Study(
         "3D Shapes, with representations standardised where they are compared",
         "shapes3d",
-        (_standardised("shapes3d", gamma=1),),
+        (_standardised("shapes3d", gamma=1, independence=1000),),
         _SHAPES3D.published,
     ),
     "iam": _IAM,

@@ -53,7 +53,7 @@ def artifact(landscape: Path) -> Artifact:
         *(mimodel, "train", "--out", landscape / "run", "--config", "configs/data/sentinel2.yaml"),
         *("--config", "configs/method/pixels.yaml", "--config", "configs/quick.yaml"),
         *("--set", f"data.cube={landscape / 'cube.zarr'}", "--set", "data.turn=true"),
-        *("--set", "training.iterations=200", "--set", "training.batch_size=32"),
+        *("--set", "training.iterations=600", "--set", "training.batch_size=32"),
     )
     return Artifact.load(landscape / "run" / "artifact")
 
@@ -67,17 +67,17 @@ def _run(app: Typer, *words: object) -> None:
 def test_likeness_separates_the_land_cover_of_a_made_landscape(
     artifact: Artifact, landscape: Path
 ) -> None:
-    """On ground that was not trained on, at a date and from one date to another."""
+    """On ground that was not trained on, from one date to another, ahead of every distance. At one
+    date a made class is nearly a colour, and the map is no better than that (docs/results.md)."""
     truth = landscape / "products" / "truth" / "landcover"
     scenes = labelled_scenes(
         landscape / "cube.zarr", truth, bands=RGBN, size=128, dates=2, min_valid=0.9
     )
     found = separation(artifact, scenes, report=lambda *_: None)
     print(f"\n{found.to_markdown()}")
-    leads = {(one.likeness, one.image): one for one in found.leads}
-    for image in (SAME, OTHER):
-        assert leads["band statistics", image].low > 0
-    assert leads["raw reflectance", OTHER].low > 0
+    leads = {lead.likeness: lead for lead in found.leads if lead.image == OTHER}
+    assert len(leads) == 3
+    assert all(lead.low > 0 for lead in leads.values())
 
 
 @pytest.mark.slow

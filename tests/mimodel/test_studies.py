@@ -149,7 +149,7 @@ def test_the_variants_change_what_the_design_notes_say() -> None:
         ],
         "shapes3d-standardised": [
             {"distance_inputs": "standardised", "gamma": 1},
-            {"independence": 300},
+            {"independence": 1000},
         ],
     }
 
