@@ -132,6 +132,8 @@ def test_of_a_large_polygon_an_even_part_counts(
     assert len(set(queries)) == 16 < document["asked"] == len(inside)
     of_image = PreparedImage(pixels, image, stride=8).mean_map(queries, terms=Terms.IMAGE)
     _same(np.array(document["scores"], np.float32), of_image.scores)
+    each = client.post("/similarity", params=fast | {"maps": "each"}, content=body, headers=NPY)
+    assert len(each.json()["each"]) == len(inside)  # whoever wants each has them
     small = {"polygon": ["6,7", "6,8", "7,8", "7,7"]}
     document = client.post("/similarity", params=small, content=body, headers=NPY).json()
     assert document["queries"] == [[6, 7], [6, 8], [7, 7], [7, 8]]
