@@ -52,7 +52,7 @@ class SharedStageConfig(Section):
         return
 
     def build(self, bands: int, image_size: tuple[int, int]) -> Method:
-        from mimodel.methods.infomax import SharedStage
+        from mimodel.methods.shared import SharedStage
 
         spec = EncoderSpec.for_images(bands, image_size, self.representation)
         return SharedStage(
@@ -122,7 +122,7 @@ class ExclusiveStageConfig(Section):
             )
 
     def build(self, bands: int, image_size: tuple[int, int]) -> Method:
-        from mimodel.methods.infomax import ExclusiveStage
+        from mimodel.methods.exclusive import ExclusiveStage
 
         artifacts = self._artifacts()
         read = artifacts[0].spec.encoder

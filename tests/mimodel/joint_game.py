@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 from mimodel.artifact import Artifact
 from mimodel.data.pairs import PairBatch
 from mimodel.methods.base import Method
-from mimodel.methods.infomax import ExclusiveStage, SharedStage
+from mimodel.methods.exclusive import ExclusiveStage
+from mimodel.methods.shared import SharedStage
 from mimodel.methods.vae import VariationalAutoencoder
 from mimodel.parallel import (
     average_gradients,

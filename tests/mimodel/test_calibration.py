@@ -17,7 +17,7 @@ from mimodel.calibration import (
     symmetric_channel,
 )
 from mimodel.data.pairs import LabelledImages, PairBatch
-from mimodel.methods.infomax import SharedStage
+from mimodel.methods.shared import SharedStage
 from mimodel.normalisation import Normalisation
 from tests.mimodel import textbook
 

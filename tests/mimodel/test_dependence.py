@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from mimodel.data.pairs import PairBatch
 from mimodel.methods.configs import ExclusiveStageConfig
-from mimodel.methods.infomax import ExclusiveStage
+from mimodel.methods.exclusive import ExclusiveStage
 from mimodel.objectives import dependence
 from tests.mimodel.test_exclusive import make_shared
 

@@ -18,7 +18,7 @@ from mimodel.data.pairs import LabelledPatches, PairBatch
 from mimodel.errors import ArtifactError, ConfigError, InputError, TrainingError
 from mimodel.methods.base import RepresentationScale
 from mimodel.methods.configs import ExclusiveStageConfig, SharedStageConfig
-from mimodel.methods.infomax import ExclusiveNetworks, ExclusiveStage
+from mimodel.methods.exclusive import ExclusiveNetworks, ExclusiveStage
 from mimodel.metrics import read_metrics
 from mimodel.normalisation import Normalisation
 from mimodel.objectives import AdversarialForm, derangement

@@ -13,7 +13,8 @@ from mimodel.config import load_config
 from mimodel.data.pairs import PairBatch
 from mimodel.errors import ConfigError
 from mimodel.methods.configs import ExclusiveStageConfig, SharedStageConfig
-from mimodel.methods.infomax import ExclusiveStage, SharedStage
+from mimodel.methods.exclusive import ExclusiveStage
+from mimodel.methods.shared import SharedStage
 from mimodel.networks import Encoder, EncoderSpec, StatisticsNetwork
 from mimodel.objectives import bounded, derangement
 from tests.mimodel import textbook

@@ -26,7 +26,7 @@ from mimodel.data.pairs import PairBatch
 from mimodel.errors import TrainingError
 from mimodel.methods.base import Player
 from mimodel.methods.configs import SharedStageConfig
-from mimodel.methods.infomax import SharedStage
+from mimodel.methods.shared import SharedStage
 from mimodel.metrics import read_metrics
 from mimodel.networks import Encoder
 from mimodel.parallel import BatchNorm

@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from mimodel.data.pairs import PairBatch
 from mimodel.methods.base import RepresentationScale
-from mimodel.methods.infomax import SharedStage
+from mimodel.methods.shared import SharedStage
 from mimodel.objectives import derangement, jsd_mutual_information
 from tests.mimodel import textbook
 

@@ -1,208 +1,44 @@
-"""Sanchez et al. 2019: the shared representation, then the exclusive one, by mutual information."""
+"""The exclusive stage of Sanchez et al. 2019: what is of one image alone, kept apart from the
+shared."""
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self, TypeVar, final
+from typing import Literal, Self, final
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from mimodel.artifact import Artifact
 from mimodel.branches import Branch, side_by_side
 from mimodel.data.pairs import PairBatch
 from mimodel.methods.base import Learnt, Method, Player, RepresentationScale
+from mimodel.methods.information import (
+    by_artifact,
+    otherwise,
+    pair_information,
+    scaled,
+    standardised,
+)
 from mimodel.networks import (
     Discriminator,
     Encoded,
     Encoder,
-    EncoderSpec,
     GlobalStatistics,
     Levels,
     LocalStatistics,
-    StatisticsNetwork,
 )
 from mimodel.objectives import (
     AdversarialForm,
-    L1Norm,
     adversarial_term,
-    bounded,
     dependence,
     discriminator_loss,
-    jsd_mutual_information,
-    representation_distance,
 )
-from mimodel.parallel import gathered, joint_derangements, rows
+from mimodel.parallel import gathered, joint_derangements
 
 _REMEMBERED = 16
 """Steps whose images tell, beside a batch, how far S and E are from independent. Of twice as many
 E is so old that the term swings: it rewards what is contrary to what was (docs/design/0012)."""
-
-
-def pair_information(
-    network: StatisticsNetwork,
-    feature_map: Float[Tensor, "batch channel row col"],
-    representation: Float[Tensor, "batch dim"],
-    orders: Int64[Tensor, "negatives batch"],
-    bound: float | None = None,
-) -> Float[Tensor, ""]:
-    """Equation 3 or 4 (by the network) of a feature map and a representation.
-
-    The product of the marginals pairs each feature map with the representations that `orders`
-    name, rows of the joint batch of all processes; both terms share the network's two sides.
-    `bound` is that of `bounded`.
-    """
-    feature = network.feature_side(feature_map)
-    joint = gathered(representation)
-    side = network.representation_side(joint)
-    own, others = side[rows(len(joint))], side[orders]
-    return jsd_mutual_information(
-        bounded(network.score(feature, own), bound), bounded(network.score(feature, others), bound)
-    )
-
-
-def _scaled(
-    values: Float[Tensor, "batch dim"], scale: RepresentationScale
-) -> Float[Tensor, "batch dim"]:
-    """A representation as a term reads it."""
-    if scale == "as they are":
-        return values
-    return _standardised(values, gathered(values))
-
-
-def _standardised(values: Tensor, among: Tensor | None = None) -> Tensor:
-    """Mean 0 and deviation 1 in each dimension of `among`; of the values themselves if unset."""
-    among = values if among is None else among
-    return (values - among.mean(0)) / (among.std(0, correction=0) + 1e-5)
-
-
-def _otherwise(negatives: int, score_bound: float | None) -> dict[str, str]:
-    """For an artifact: where a run settles what the paper leaves open otherwise than by default."""
-    said = {"negatives": f"{negatives} of each pair"} if negatives > 1 else {}
-    return said | ({} if score_bound is None else {"score_bound": f"{score_bound:g}"})
-
-
-@final
-class SharedNetworks(nn.Module):
-    """What the shared stage learns of one domain: an encoder and its two statistics networks."""
-
-    def __init__(self, spec: EncoderSpec) -> None:
-        super().__init__()
-        self.encoder = Encoder(spec)
-        self.global_statistics = GlobalStatistics(spec.feature_shape, spec.representation)
-        self.local_statistics = LocalStatistics(spec.feature_shape, spec.representation)
-
-    def encoding(self, images: Tensor) -> Branch:
-        """C(x) and S of the images."""
-        return Branch(self.encoder, (images,), (self.encoder,))
-
-    def information(
-        self, feature_map: Tensor, representation: Tensor, orders: Tensor, bound: float | None
-    ) -> Branch:
-        """Equations 3 and 4 of this domain's feature map and a representation."""
-        networks = (self.global_statistics, self.local_statistics)
-
-        def both(feature_map: Tensor, representation: Tensor) -> list[Tensor]:
-            return [
-                pair_information(each, feature_map, representation, orders, bound)
-                for each in networks
-            ]
-
-        return Branch(both, (feature_map, representation), networks)
-
-
-@final
-class SharedStage(Method):
-    """Equations 5 to 7 (Tables 1 to 3, 8 to 10, 14 to 16).
-
-    `encoders` is 2 where X and Y are of two domains, each with networks of its own, and 1 where
-    they are of one and share them. `switched` is the paper's switch of representations: X's feature
-    map with Y's representation. Without it ("non-SSR" in Table 6) each image informs its own, and
-    nothing drives out what only one of the two images has.
-
-    `distance_inputs` is ours. As the representations are, making both small brings them together as
-    well as making them alike does; standardised, only the latter is left. So are `distance_norm`,
-    `negatives`, `score_bound` and `encoded`, of which the paper says nothing: see
-    `mimodel.methods.configs.SharedStageConfig`.
-    """
-
-    def __init__(
-        self,
-        spec: EncoderSpec,
-        *,
-        alpha: float,
-        beta: float,
-        gamma: float,
-        switched: bool,
-        encoders: Literal[1, 2] = 1,
-        distance_inputs: RepresentationScale = "as they are",
-        distance_norm: L1Norm = "mean",
-        negatives: int = 1,
-        score_bound: float | None = None,
-        encoded: Literal["apart", "together"] = "apart",
-    ) -> None:
-        super().__init__()
-        self.alpha, self.beta, self.gamma, self.switched = alpha, beta, gamma, switched
-        self._distance_inputs, self._distance_norm = distance_inputs, distance_norm
-        self._negatives, self._score_bound = negatives, score_bound
-        self._together = encoded == "together"
-        self.x = SharedNetworks(spec)
-        self.own_y = SharedNetworks(spec) if encoders == 2 else None
-
-    @property
-    def y(self) -> SharedNetworks:
-        """The networks of the second image; those of the first where there is one domain."""
-        return self.own_y or self.x
-
-    @property
-    def players(self) -> Sequence[Player]:
-        return (Player("shared", list(self.parameters())),)
-
-    def objective(
-        self, player: Player, batch: PairBatch, generator: Generator
-    ) -> dict[str, Tensor]:
-        (c_x, s_x), (c_y, s_y) = self._encoded(batch)
-        with_x, with_y = (s_y, s_x) if self.switched else (s_x, s_y)
-        orders = joint_derangements(len(batch.x), self._negatives, generator).to(s_x.device)
-        (global_x, local_x), (global_y, local_y) = side_by_side(
-            self.x.information(c_x, with_x, orders, self._score_bound),
-            self.y.information(c_y, with_y, orders, self._score_bound),
-        )
-        near_x, near_y = (_scaled(s, self._distance_inputs) for s in (s_x, s_y))
-        distance = representation_distance(near_x, near_y, self._distance_norm)
-        return {
-            "global": -self.alpha * (global_x + global_y),
-            "local": -self.beta * (local_x + local_y),
-            "distance": self.gamma * distance,
-        }
-
-    def _encoded(self, batch: PairBatch) -> Sequence[Sequence[Tensor]]:
-        """C(x) and S of both images."""
-        if not self._together:
-            return side_by_side(self.x.encoding(batch.x), self.y.encoding(batch.y))
-        both = self.x.encoder(torch.cat([batch.x, batch.y]))
-        return tuple(zip(*(values.chunk(2) for values in both), strict=True))
-
-    def learnt(self) -> Mapping[str, Learnt]:
-        return {
-            name: Learnt(
-                {
-                    "encoder": networks.encoder.spec,
-                    "representations": {"shared": networks.encoder.spec.representation},
-                    "alpha": self.alpha,
-                    "beta": self.beta,
-                },
-                networks.state_dict(),
-                {
-                    "switched": "yes" if self.switched else "no",
-                    "distance": f"{self.gamma:g} between representations {self._distance_inputs}"
-                    + ", summed over dimensions" * (self._distance_norm == "sum"),
-                    **_otherwise(self._negatives, self._score_bound),
-                    **({"encoded": "both images in one batch"} if self._together else {}),
-                },
-            )
-            for name, networks in _by_artifact(self.x, self.own_y).items()
-        }
 
 
 @final
@@ -234,7 +70,7 @@ class Remembered(nn.Module):
         s, e = s.to(self.s.dtype), e.to(self.e.dtype)
         # E changes from step to step, so that its scale is that of the batch; S does not.
         return dependence(
-            _standardised(s, self.s), _standardised(e), _standardised(self.s), _standardised(self.e)
+            standardised(s, self.s), standardised(e), standardised(self.s), standardised(self.e)
         )
 
 
@@ -390,7 +226,7 @@ class ExclusiveStage(Method):
         found = []
         for networks, images in ((self.x, batch.x), (self.y, batch.y)):
             both = networks.shared_encoded(images).representation, networks.encoder(images)[1]
-            s, e = (_scaled(each, self._discriminator_inputs) for each in both)
+            s, e = (scaled(each, self._discriminator_inputs) for each in both)
             found.append((s, e))
         return found
 
@@ -402,7 +238,7 @@ class ExclusiveStage(Method):
             c_shared, s = networks.shared_encoded(images)
             c_exclusive, e = networks.encoder(images)
             c, r = torch.cat([c_shared, c_exclusive], 1), torch.cat([s, e], 1)
-            seen_s, seen_e = (_scaled(each, self._discriminator_inputs) for each in (s, e))
+            seen_s, seen_e = (scaled(each, self._discriminator_inputs) for each in (s, e))
             joint = [gathered(each) for each in (s, e)] if self._independence else []
             return (
                 pair_information(networks.global_statistics, c, r, orders, self._score_bound),
@@ -435,7 +271,7 @@ class ExclusiveStage(Method):
             "shared_digest": " ".join(one.shared.representation_digest() for one in domains),
             "adversarial": f"{self.adversarial} {self.form}, discriminator steps "
             f"{self._discriminator_steps}, inputs {self._discriminator_inputs}",
-            **_otherwise(self._negatives, self._score_bound),
+            **otherwise(self._negatives, self._score_bound),
         }
         if self._first == "discriminator":
             said["adversarial"] += ", discriminator first"
@@ -450,7 +286,7 @@ class ExclusiveStage(Method):
     def learnt(self) -> Mapping[str, Learnt]:
         return {
             name: _with_exclusive(networks)
-            for name, networks in _by_artifact(self.x, self.own_y).items()
+            for name, networks in by_artifact(self.x, self.own_y).items()
         }
 
 
@@ -469,11 +305,3 @@ def _with_exclusive(networks: ExclusiveNetworks) -> Learnt:
     kept = ("switched", "distance")
     provenance |= {name: spec.provenance[name] for name in kept if name in spec.provenance}
     return Learnt(fields, {**networks.shared.networks.state_dict(), **exclusive}, provenance)
-
-
-_Networks = TypeVar("_Networks", SharedNetworks, ExclusiveNetworks)
-
-
-def _by_artifact(x: _Networks, own_y: _Networks | None) -> dict[str, _Networks]:
-    """The folder of each domain's artifact."""
-    return {"artifact": x} if own_y is None else {"artifact-x": x, "artifact-y": own_y}
