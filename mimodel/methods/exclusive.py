@@ -85,7 +85,8 @@ def _evened(
     variance. A kernel of S as it is sees the longest alone. The ridge keeps those without content
     from being raised to noise.
     """
-    own = among.T @ among / len(among)
+    with torch.autocast(s.device.type, enabled=False):
+        own = among.T @ among / len(among)
     own.diagonal().add_(_RIDGE)
     factor = torch.linalg.cholesky(own)
     both = torch.linalg.solve_triangular(factor, torch.cat([s, among]).T, upper=False).T
