@@ -2,10 +2,10 @@
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mimodel.data.pairs import Domain, LabelledImages, PairSource
 from mimodel.normalisation import Normalisation
@@ -40,9 +40,22 @@ class CubeConfig(Section):
     patch: Annotated[int, Field(ge=7, le=64)] = 64
     """Side of the images of a pair. Below 64 they are cut out of the cube's patches, each pair
     anywhere, at both dates alike. Ours: 9, for maps of pixels."""
+    displaced: Annotated[int, Field(ge=0, le=57)] = 0
+    """The second image of a pair is cut up to so many pixels away from the first, along rows and
+    along columns. Ours (docs/design/0014): what a pair shares is then the neighbourhood's."""
     turn: bool = False
     """See each pair in one of eight orientations, both dates alike. Ours: an encoder soon knows few
     places by heart, and what a place is does not depend on north."""
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if self.displaced > 64 - self.patch:
+            raise ValueError(
+                f"a patch of {self.patch} pixels can be displaced by up to {64 - self.patch} "
+                f"within the 64 of a place, not by {self.displaced}; lower data.displaced or "
+                "data.patch"
+            )
+        return self
 
     def open(self, seed: int, normalisation: Normalisation | None = None) -> PairSource:
         from mimodel.data.sentinel2 import CubePairs
@@ -55,6 +68,7 @@ class CubeConfig(Section):
             memory_gb=self.memory_gb,
             device=self.device,
             patch=self.patch,
+            displaced=self.displaced,
             turn=self.turn,
             seed=seed,
             normalisation=normalisation,

@@ -53,8 +53,9 @@ class CubePairs:
 
     Places are drawn without repetition inside a batch, because the same place twice would be a
     negative that is none; the two dates of a place are drawn uniformly from its usable ones. A
-    `patch` below 64 is cut out of the place's pixels, anywhere, at both dates alike. With `turn`, a
-    pair is seen in one of eight orientations, both dates in the same.
+    `patch` below 64 is cut out of the place's pixels, anywhere, at both dates alike or, at the
+    second, up to `displaced` pixels away. With `turn`, a pair is seen in one of eight orientations,
+    both dates in the same.
 
     A split of up to `memory_gb` is held in memory, a larger one is read batch by batch; with
     `device` it is held there, whatever its size. All three give the same pairs.
@@ -71,6 +72,7 @@ class CubePairs:
         min_clear: float = 0.0,
         device: str | None = None,
         patch: int = 64,
+        displaced: int = 0,
         turn: bool = False,
         split: str = "train",
         normalisation: Normalisation | None = None,
@@ -85,6 +87,7 @@ class CubePairs:
         self._band_index = band_indices(self.cube, self.bands)
         self._seed = seed
         self._patch = patch
+        self._displaced = displaced
         self._turn = turn
         usable = usable_dates(self.cube, min_valid, min_clear)
         in_split = np.asarray(self.cube.split) == split
@@ -110,6 +113,7 @@ class CubePairs:
             "data": f"Sentinel-2 cube, {len(self.places)} training places, "
             f"{self.cube.dates} dates, pairs of dates"
             + f", {self._patch} x {self._patch} pixels of each" * (self._patch < 64)
+            + f", the second up to {self._displaced} pixels away" * bool(self._displaced)
             + ", turned" * self._turn,
             "data_digest": self.cube.digest,
             "tiles": " ".join(sorted(set(np.asarray(self.cube.tile).tolist()))),
@@ -127,12 +131,18 @@ class CubePairs:
         chosen = rng.choice(len(self.places), size, replace=False)
         dates = np.stack([rng.choice(self._dates[place], 2, replace=False) for place in chosen])
         turns = rng.integers(ORIENTATIONS, size=size) if self._turn else np.zeros(size, np.int64)
-        corners = rng.integers(PATCH_PX + 1 - self._patch, size=(size, 2))
-        chosen, dates, turns, corners = chosen[rows], dates[rows], turns[rows], corners[rows]
+        last = PATCH_PX - self._patch
+        corners = rng.integers(last + 1, size=(size, 2))
+        near = corners
+        if self._displaced:
+            lowest = (corners - self._displaced).clip(0)
+            near = rng.integers(lowest, (corners + self._displaced).clip(max=last), endpoint=True)
+        chosen, dates, turns = chosen[rows], dates[rows], turns[rows]
         # both dates at once: one visit to each shard, one transfer of indices
         both = self._looks.take(np.tile(chosen, 2), dates.T.ravel())
         if self._patch < PATCH_PX:
-            both = _cut(both, torch.from_numpy(np.tile(corners, (2, 1))), self._patch)
+            cut = np.concatenate([corners[rows], near[rows]])
+            both = _cut(both, torch.from_numpy(cut), self._patch)
         if self._turn:
             both = turned(both, torch.from_numpy(np.tile(turns, 2)).to(both.device))
         return PairBatch(*both.chunk(2))

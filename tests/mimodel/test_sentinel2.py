@@ -9,8 +9,11 @@ import pytest
 import rasterio
 import torch
 from affine import Affine
+from pydantic import ValidationError
 from torch import Tensor
 
+from mimodel.data import sentinel2
+from mimodel.data.configs import CubeConfig
 from mimodel.data.pairs import PairBatch, prefetched
 from mimodel.data.sentinel2 import CubePairs, labelled_cube, usable_dates
 from mimodel.errors import DataError, InputError
@@ -139,6 +142,43 @@ def test_a_smaller_patch_is_one_part_of_the_place_at_both_dates(cube: Cube) -> N
             corners.add(int(left))
     assert len(corners) > 40
     assert {min(corners), max(corners)} == {0, 55}
+
+
+def test_the_second_patch_of_a_pair_lies_near_the_first(
+    cube: Cube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every distance up to the one named, along rows and columns, and within the place."""
+    corners = []
+    cut = sentinel2._cut
+
+    def recorded(images: Tensor, where: Tensor, size: int) -> Tensor:
+        corners.append(where.numpy())
+        return cut(images, where, size)
+
+    monkeypatch.setattr(sentinel2, "_cut", recorded)
+    alike, apart = _pairs(cube, patch=9), _pairs(cube, patch=9, displaced=6)
+    assert "up to 6 pixels away" in apart.description["data"]
+    seen = []
+    for step in range(60):
+        still, moved = alike.batch(step, 12), apart.batch(step, 12)
+        assert torch.equal(still.x, moved.x)
+        assert torch.equal(apart.batch(step, 12, slice(3, 7)).y, moved.y[3:7])
+        first, second = np.split(corners[-2], 2)
+        assert second.min() >= 0
+        assert second.max() <= 64 - 9
+        seen.append(second - first)
+        np.testing.assert_array_equal(corners[-1], np.concatenate([first[3:7], second[3:7]]))
+    moves = np.concatenate(seen)
+    for axis in (0, 1):
+        assert set(moves[:, axis].tolist()) == set(range(-6, 7))
+    assert abs(np.corrcoef(moves.T)[0, 1]) < 0.15
+
+
+def test_a_patch_is_not_displaced_beyond_its_place() -> None:
+    with pytest.raises(ValidationError, match=r"by up to 4 within the 64 of a place, not by 5"):
+        CubeConfig(name="sentinel2", cube="cube.zarr", patch=60, displaced=5)
+    with pytest.raises(ValidationError, match=r"by up to 0 within"):
+        CubeConfig(name="sentinel2", cube="cube.zarr", displaced=1)
 
 
 @pytest.mark.parametrize("level", ["L1C", "L2A"])
