@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from mimodel.data.pairs import PairBatch
 from mimodel.methods.configs import ExclusiveStageConfig
-from mimodel.methods.exclusive import ExclusiveStage
+from mimodel.methods.exclusive import ExclusiveStage, Remembered
 from mimodel.objectives import dependence
 from tests.mimodel.test_exclusive import make_shared
 
@@ -61,6 +61,15 @@ def _unit(values: Tensor, among: Tensor) -> Tensor:
     return (values - among.mean(0)) / (among.std(0, correction=0) + 1e-5)
 
 
+def _evened(s: Tensor, among: Tensor) -> Tensor:
+    """Along the principal axes of `among`, each divided by its deviation, with a ridge of a tenth
+    of the mean variance; a mean square of 1."""
+    unit, known = _unit(s, among), _unit(among, among)
+    variances, axes = torch.linalg.eigh(known.T.cov(correction=0))
+    lengths = (variances + 0.1).sqrt()
+    return (unit @ axes / lengths) / (known @ axes / lengths).square().mean().sqrt()
+
+
 def test_it_is_the_mean_over_quadruples_and_so_is_its_gradient() -> None:
     torch.manual_seed(0)
     s, e = torch.randn(5, 3).double().requires_grad_(), torch.randn(5, 2).double().requires_grad_()
@@ -109,13 +118,31 @@ def test_it_stands_beside_the_adversary_with_its_weight(tmp_path: Path) -> None:
     expected = torch.zeros((), dtype=torch.float64)
     for (old_s, old_e), (s, e) in zip(*seen, strict=True):
         before = old_s, old_e.detach()
-        unit = _unit(s, old_s), _unit(e, e), *(_unit(each, each) for each in before)
+        unit = _evened(s, old_s), _unit(e, e), _evened(old_s, old_s), _unit(before[1], before[1])
         expected = expected + 7 * _by_quadruples(*unit)
     torch.testing.assert_close(terms["dependence"], expected, atol=1e-9, rtol=1e-9)
     gradients = torch.autograd.grad(terms["dependence"], list(stage.x.encoder.parameters()))
     wanted = torch.autograd.grad(expected, list(stage.x.encoder.parameters()))
     torch.testing.assert_close(gradients, wanted, atol=1e-9, rtol=1e-9)
     assert stage.description["independence"] == "7, beside 16 steps"
+
+
+def test_a_short_axis_of_s_tells_as_much_as_a_long_one() -> None:
+    """What E says of the second axis, which has 5 % of the variance, is not lost."""
+    generator = Generator().manual_seed(0)
+    codes = torch.randint(4, (2, 640), generator=generator)
+    axes = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.3, -0.3]])  # 95 % and 5 % when standardised
+    s = codes.T.float() @ axes + 0.01 * torch.randn(640, 3, generator=generator)
+    found = []
+    for code in codes:
+        e = torch.nn.functional.one_hot(code, 4).float()
+        memory = Remembered(3, 4)
+        memory.add(s[:600], e[:600])
+        found.append(memory.dependence(s[600:], e[600:]))
+    of_long, of_short = found
+    assert of_short > of_long / 2  # a tenth of it where S is standardised alone
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(memory.dependence(s[600:], e[600:]), of_short, rtol=0, atol=0)
 
 
 def test_the_latest_steps_are_remembered_and_kept_with_a_run(tmp_path: Path) -> None:
@@ -150,9 +177,9 @@ def test_one_encoder_remembers_both_images_and_compares_each_with_them(tmp_path:
     s, e = (torch.cat(each) for each in zip(*halves, strict=True))
     torch.testing.assert_close((stage.x.remembered.s, stage.x.remembered.e), (s, e))
     before = s[:10], e[:10]
-    unit = [_unit(each, each) for each in before]
+    unit = _evened(before[0], before[0]), _unit(before[1], before[1])
     expected = sum(
-        7 * _by_quadruples(_unit(s, before[0]), _unit(e, e), *unit) for s, e in halves[2:]
+        7 * _by_quadruples(_evened(s, before[0]), _unit(e, e), *unit) for s, e in halves[2:]
     )
     torch.testing.assert_close(terms["dependence"], expected, atol=1e-9, rtol=1e-9)
 

@@ -14,9 +14,10 @@ from mimodel.config import load_config
 from mimodel.data.pairs import PairBatch
 from mimodel.errors import ConfigError
 from mimodel.methods.configs import ExclusiveStageConfig
+from mimodel.methods.exclusive import Remembered
 from mimodel.networks import Encoder, Levels
 from mimodel.normalisation import Normalisation
-from mimodel.objectives import dependence, derangement
+from mimodel.objectives import derangement
 from tests.mimodel import textbook
 from tests.mimodel.test_exclusive import make_shared
 from tests.mimodel.test_open_choices import exclusive_stage
@@ -72,8 +73,9 @@ def test_all_terms_of_the_exclusive_stage_read_the_levels(tmp_path: Path) -> Non
     stage = exclusive_stage(tmp_path, levels=3, independence=7.0)
     torch.manual_seed(3)
     before = torch.randn(9, 6).double(), torch.randn(9, 3).double()
-    for networks in (stage.x, stage.y):
-        networks.remembered.add(*before)
+    remembered = Remembered(6, 3).double()
+    for memory in (remembered, stage.x.remembered, stage.y.remembered):
+        memory.add(*before)
     batch = PairBatch(*torch.randn(2, PAIRS, 2, 16, 16, dtype=torch.float64))
     terms = stage.objective(stage.players[0], batch, Generator().manual_seed(4))
     order = derangement(PAIRS, Generator().manual_seed(4))
@@ -91,9 +93,7 @@ def test_all_terms_of_the_exclusive_stage_read_the_levels(tmp_path: Path) -> Non
             joint, product = (textbook.score(network, c, z) for z in (r, r[order]))
             expected[name] -= weight * (-softplus(-joint).mean() - softplus(product).mean())
         expected["adversarial"] += 0.05 * softplus(-networks.discriminator(s, e)).mean()
-        pairs = ((s, before[0]), (e, e), (before[0], before[0]), (before[1], before[1]))
-        unit = ((z - n.mean(0)) / (n.std(0, correction=0) + 1e-5) for z, n in pairs)
-        expected["dependence"] += 7 * dependence(*unit)
+        expected["dependence"] += 7 * remembered.dependence(s, e)
     torch.testing.assert_close(terms, expected, atol=1e-10, rtol=1e-10)
     moved = torch.autograd.grad(
         torch.stack(list(terms.values())).sum(), list(stage.x.encoder.parameters())
