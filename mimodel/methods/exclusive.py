@@ -296,7 +296,7 @@ class ExclusiveStage(Method):
         if self._first == "discriminator":
             said["adversarial"] += ", discriminator first"
         if self._independence:
-            said["independence"] = f"{self._independence:g}, beside {_REMEMBERED} steps"
+            said["independence"] = f"{self._independence:g}, beside {_REMEMBERED} steps, S evened"
         if levels := self.x.encoder.spec.levels:
             said["exclusive_levels"] = str(levels)
         if self._levels_from:

@@ -124,7 +124,7 @@ def test_it_stands_beside_the_adversary_with_its_weight(tmp_path: Path) -> None:
     gradients = torch.autograd.grad(terms["dependence"], list(stage.x.encoder.parameters()))
     wanted = torch.autograd.grad(expected, list(stage.x.encoder.parameters()))
     torch.testing.assert_close(gradients, wanted, atol=1e-9, rtol=1e-9)
-    assert stage.description["independence"] == "7, beside 16 steps"
+    assert stage.description["independence"] == "7, beside 16 steps, S evened"
 
 
 def test_a_short_axis_of_s_tells_as_much_as_a_long_one() -> None:
