@@ -16,7 +16,8 @@ import torch
 from mimodel.artifact import Artifact, ArtifactSpec, Networks, save_artifact
 from mimodel.data.pairs import PairBatch
 from mimodel.methods.base import Method
-from mimodel.methods.exclusive import ExclusiveNetworks, ExclusiveStage, SharedStage
+from mimodel.methods.exclusive import ExclusiveNetworks, ExclusiveStage
+from mimodel.methods.shared import SharedStage
 from mimodel.networks import EncoderSpec, inference_dtype
 from mimodel.normalisation import Normalisation
 from mimodel.objectives import (
