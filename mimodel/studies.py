@@ -69,12 +69,14 @@ def _both_stages(name: str, method: str) -> Arm:
     )
 
 
-def _standardised(method: str, *, gamma: float, exclusive: tuple[str, ...] = ()) -> Arm:
+def _standardised(
+    method: str, *, gamma: float, independence: float, exclusive: tuple[str, ...] = ()
+) -> Arm:
     """Ours: the distance is not met by a representation's scale, independence needs no adversary
     (docs/design/0009 and 0012)."""
     first, second = _both_stages(_OURS, method).stages
     apart = ("method.distance_inputs=standardised", f"method.gamma={gamma:g}")
-    alone = ("method.independence=1000", *exclusive)
+    alone = (f"method.independence={independence:g}", *exclusive)
     return Arm(_OURS, (replace(first, overrides=apart), replace(second, overrides=alone)))
 
 
@@ -224,6 +226,7 @@ STUDIES: Mapping[str, Study] = {
             _standardised(
                 "colored-mnist",
                 gamma=3,
+                independence=300,
                 exclusive=("method.levels=3", "method.levels_from=0.5"),
             ),
         ),
@@ -233,7 +236,7 @@ STUDIES: Mapping[str, Study] = {
     "shapes3d-standardised": Study(
         "3D Shapes, with representations standardised where they are compared",
         "shapes3d",
-        (_standardised("shapes3d", gamma=1),),
+        (_standardised("shapes3d", gamma=1, independence=1000),),
         _SHAPES3D.published,
     ),
     "iam": _IAM,
