@@ -40,10 +40,6 @@ _REMEMBERED = 16
 """Steps whose images tell, beside a batch, how far S and E are from independent. Of twice as many
 E is so old that the term swings: it rewards what is contrary to what was (docs/design/0012)."""
 
-_GROWING = 0.25
-"""The share of a run in which the weight of independence grows to what was asked for: while E is
-still being found it moves so fast that what is remembered says little of it."""
-
 _RIDGE = 0.1
 """Added to the variances of S, which are 1 on average: axes of less count less."""
 
@@ -179,7 +175,6 @@ class ExclusiveStage(Method):
         super().__init__()
         self.alpha, self.beta, self.adversarial, self.form = alpha, beta, adversarial, form
         self._independence = independence
-        self._independence_now = independence
         self._levels_from = levels_from
         self._first, self._negatives, self._score_bound = first, negatives, score_bound
         self._discriminator_inputs = discriminator_inputs
@@ -213,7 +208,6 @@ class ExclusiveStage(Method):
         return discriminator, encoder
 
     def advanced(self, done: float) -> None:
-        self._independence_now = self._independence * min(1.0, done / _GROWING)
         for module in self.modules():
             if isinstance(module, Levels):
                 module.rounding = done >= self._levels_from
@@ -237,7 +231,7 @@ class ExclusiveStage(Method):
             "adversarial": self.adversarial * adversarial,
         }
         if self._independence:
-            terms["dependence"] = self._independence_now * (of_x[5] + of_y[5])
+            terms["dependence"] = self._independence * (of_x[5] + of_y[5])
             (s_x, e_x), (s_y, e_y) = of_x[6:], of_y[6:]
             if self.own_y:
                 self.x.remembered.add(s_x, e_x)
@@ -302,10 +296,7 @@ class ExclusiveStage(Method):
         if self._first == "discriminator":
             said["adversarial"] += ", discriminator first"
         if self._independence:
-            said["independence"] = (
-                f"{self._independence:g} from {_GROWING:g} of the run, beside {_REMEMBERED} steps, "
-                "S evened"
-            )
+            said["independence"] = f"{self._independence:g}, beside {_REMEMBERED} steps, S evened"
         if levels := self.x.encoder.spec.levels:
             said["exclusive_levels"] = str(levels)
         if self._levels_from:
