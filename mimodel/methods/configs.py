@@ -94,6 +94,10 @@ class ExclusiveStageConfig(Section):
     independence: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the dependence of S and E, a kernel's criterion between a batch and the steps
     before it, beside the adversary. Ours (docs/design/0012)."""
+    variance_kept: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of E's variance that its leading principal components hold together in the artifact; it
+    is projected on these, and 1 keeps it as it is. What leaks lies in the last ones. Ours
+    (docs/design/0015)."""
     first: Literal["encoder", "discriminator"] = "encoder"
     """Who moves first in a step; the paper does not say. The discriminator then has representations
     of its own made, of which BatchNorm's running statistics hear too."""
@@ -103,9 +107,14 @@ class ExclusiveStageConfig(Section):
     """As in the shared stage."""
 
     @model_validator(mode="after")
-    def _begins_with_levels(self) -> "ExclusiveStageConfig":
+    def _levels_are_of_use(self) -> "ExclusiveStageConfig":
         if self.levels_from and self.levels is None:
             raise ValueError("levels_from needs levels; name how many, or leave levels_from at 0")
+        if self.levels and self.variance_kept < 1:
+            raise ValueError(
+                "levels are rounded after the layer whose variance is kept; set levels or "
+                "variance_kept, not both"
+            )
         return self
 
     def normalisation(self) -> Normalisation:
@@ -146,6 +155,7 @@ class ExclusiveStageConfig(Section):
             levels=self.levels,
             levels_from=self.levels_from,
             independence=self.independence,
+            variance_kept=self.variance_kept,
             negatives=self.negatives,
             score_bound=self.score_bound,
         )

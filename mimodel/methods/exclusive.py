@@ -94,6 +94,33 @@ def _evened(
     return both[: len(s)], both[len(s) :]
 
 
+def leading(
+    layer: nn.Linear, values: Float[Tensor, "batch dim"], share: float
+) -> tuple[Tensor, Tensor, int]:
+    """A layer's weight and bias with what it gives projected on its leading principal components,
+    and how many these are: as few as hold `share` of the variance of `values`.
+
+    The components are those of standardised dimensions, since that is how E is read. The
+    projection is linear, as the layer is, so that it costs an encoder nothing.
+
+    Args:
+        layer: the last of an encoder.
+        values: what it gave; at least two rows.
+        share: of the variance, above 0; 1 keeps all.
+    """
+    values = values.detach().double()
+    mean, deviation = values.mean(0), values.std(0, correction=0).clamp_min(1e-12)
+    unit = (values - mean) / deviation
+    variances, axes = torch.linalg.eigh(unit.T @ unit)
+    held = variances.flip(0).cumsum(0) / variances.sum()
+    count = min(int((held < share).sum()) + 1, len(held))
+    axes = axes[:, -count:]
+    project = (deviation[:, None] * axes) @ (axes.T / deviation)
+    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+    moved = project @ weight, mean + project @ (bias - mean)
+    return moved[0].to(layer.weight), moved[1].to(layer.bias), count
+
+
 def _with_room(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Buffers as large as those that are going to be loaded; none were kept before there were
     any."""
@@ -169,12 +196,14 @@ class ExclusiveStage(Method):
         levels: int | None = None,
         levels_from: float = 0.0,
         independence: float = 0.0,
+        variance_kept: float = 1.0,
         negatives: int = 1,
         score_bound: float | None = None,
     ) -> None:
         super().__init__()
         self.alpha, self.beta, self.adversarial, self.form = alpha, beta, adversarial, form
         self._independence = independence
+        self._variance_kept = variance_kept
         self._levels_from = levels_from
         self._first, self._negatives, self._score_bound = first, negatives, score_bound
         self._discriminator_inputs = discriminator_inputs
@@ -189,6 +218,10 @@ class ExclusiveStage(Method):
     def y(self) -> ExclusiveNetworks:
         """The networks of the second image; those of the first where there is one domain."""
         return self.own_y or self.x
+
+    @property
+    def _remembers(self) -> bool:
+        return self._independence > 0 or self._variance_kept < 1
 
     @property
     def players(self) -> Sequence[Player]:
@@ -231,8 +264,9 @@ class ExclusiveStage(Method):
             "adversarial": self.adversarial * adversarial,
         }
         if self._independence:
-            terms["dependence"] = self._independence * (of_x[5] + of_y[5])
-            (s_x, e_x), (s_y, e_y) = of_x[6:], of_y[6:]
+            terms["dependence"] = self._independence * (of_x[7] + of_y[7])
+        if self._remembers:
+            (s_x, e_x), (s_y, e_y) = of_x[5:7], of_y[5:7]
             if self.own_y:
                 self.x.remembered.add(s_x, e_x)
                 self.own_y.remembered.add(s_y, e_y)
@@ -252,21 +286,22 @@ class ExclusiveStage(Method):
 
     def _half(self, networks: ExclusiveNetworks, images: Tensor, orders: Tensor) -> Branch:
         """One domain's half of equation 10: its three terms, S and E as the discriminator sees
-        them, and with the term of independence this and S and E of all processes."""
+        them, S and E of all processes where they are remembered, and the term of independence."""
 
         def half(images: Tensor) -> tuple[Tensor, ...]:
             c_shared, s = networks.shared_encoded(images)
             c_exclusive, e = networks.encoder(images)
             c, r = torch.cat([c_shared, c_exclusive], 1), torch.cat([s, e], 1)
             seen_s, seen_e = (scaled(each, self._discriminator_inputs) for each in (s, e))
-            joint = [gathered(each) for each in (s, e)] if self._independence else []
+            joint = [gathered(each) for each in (s, e)] if self._remembers else []
             return (
                 pair_information(networks.global_statistics, c, r, orders, self._score_bound),
                 pair_information(networks.local_statistics, c, r, orders, self._score_bound),
                 adversarial_term(networks.discriminator(seen_s, seen_e), self.form),
                 seen_s,
                 seen_e,
-                *([networks.remembered.dependence(*joint), *joint] if joint else []),
+                *joint,
+                *([networks.remembered.dependence(*joint)] if self._independence else []),
             )
 
         return Branch(half, (images,), networks.informing)
@@ -305,12 +340,12 @@ class ExclusiveStage(Method):
 
     def learnt(self) -> Mapping[str, Learnt]:
         return {
-            name: _with_exclusive(networks)
+            name: _with_exclusive(networks, self._variance_kept)
             for name, networks in by_artifact(self.x, self.own_y).items()
         }
 
 
-def _with_exclusive(networks: ExclusiveNetworks) -> Learnt:
+def _with_exclusive(networks: ExclusiveNetworks, variance_kept: float) -> Learnt:
     """The shared artifact's content with the exclusive encoder beside it."""
     spec = networks.shared.spec
     fields = {name: getattr(spec, name) for name in ("encoder", "alpha", "beta", "heads")}
@@ -319,9 +354,18 @@ def _with_exclusive(networks: ExclusiveNetworks) -> Learnt:
         "shared": spec.encoder.representation,
         "exclusive": networks.encoder.spec.representation,
     }
-    exclusive = {f"exclusive_encoder.{k}": v for k, v in networks.encoder.state_dict().items()}
+    encoder, provenance = networks.encoder.state_dict(), {}
+    if variance_kept < 1 and len(networks.remembered.e) > 1:
+        encoder["output.weight"], encoder["output.bias"], count = leading(
+            networks.encoder.output, networks.remembered.e, variance_kept
+        )
+        dimensions = networks.encoder.spec.representation
+        provenance["exclusive_components"] = (
+            f"{count} of {dimensions}, with {variance_kept:g} of the variance"
+        )
+    exclusive = {f"exclusive_encoder.{k}": v for k, v in encoder.items()}
     stage_1 = ("iterations", "batch_size", "seed", "commit")
-    provenance = {f"shared_{name}": spec.provenance.get(name, "unknown") for name in stage_1}
+    provenance |= {f"shared_{name}": spec.provenance.get(name, "unknown") for name in stage_1}
     kept = ("switched", "distance")
     provenance |= {name: spec.provenance[name] for name in kept if name in spec.provenance}
     return Learnt(fields, {**networks.shared.networks.state_dict(), **exclusive}, provenance)
