@@ -1,4 +1,4 @@
-"""What an artifact keeps of E: its leading principal components, and none of a leak outside them."""
+"""What an artifact keeps of E: its leading components, and none of a leak outside them."""
 
 from pathlib import Path
 
