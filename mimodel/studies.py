@@ -218,7 +218,7 @@ STUDIES: Mapping[str, Study] = {
     "mnist-standardised": Study(
         "Colored-MNIST, with representations standardised where they are compared",
         "colored-mnist",
-        (_standardised("colored-mnist", gamma=3, independence=1000, variance_kept=0.99),),
+        (_standardised("colored-mnist", gamma=3, independence=1000, variance_kept=0.998),),
         _MNIST.published,
     ),
     "shapes3d": _SHAPES3D,
