@@ -145,7 +145,7 @@ def test_the_variants_change_what_the_design_notes_say() -> None:
     assert changed == {
         "mnist-standardised": [
             {"distance_inputs": "standardised", "gamma": 3},
-            {"independence": 1000, "variance_kept": 0.998},
+            {"independence": 300, "levels": 3, "levels_from": 0.5},
         ],
         "shapes3d-standardised": [
             {"distance_inputs": "standardised", "gamma": 1},
